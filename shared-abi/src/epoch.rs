@@ -1,0 +1,582 @@
+//! Epochs: who is alive, and which start of it this is. Both halves, side by side.
+//!
+//! Either side may die and come back at any instant, and the other finds out from five words of memory:
+//!
+//! | in memory | meaning | who may touch rings and pools | who acts |
+//! |---|---|---|---|
+//! | any Status not 0 | a plain guest | plain rules | PMM: end the extended session first |
+//! | PmmEpoch 0 or odd | no PMM | nobody | frontend: wait for a doorbell |
+//! | PmmEpoch even, DriverEpoch as the PMM found it | no guest yet, or an old one | nobody | frontend: hello |
+//! | EpochSeen ≠ DriverEpoch | hello | PMM | PMM: adopt |
+//! | EpochSeen = DriverEpoch, DriverReady ≠ it, DeviceReady 0 | set-up | frontend | frontend |
+//! | DriverReady = DriverEpoch, DeviceReady 0 | start | frontend posts, PMM does not take yet | PMM: check features |
+//! | DriverReady = DeviceReady = DriverEpoch | running | as VIRTIO says | both |
+//! | DriverReady 0, DeviceReady = DriverEpoch | device reset | PMM | PMM: drain, clear |
+//! | Fault ≠ 0 | this device is broken | PMM has stopped | frontend: DriverReady 0, wait for Fault and DeviceReady 0 |
+//! | PmmEpoch ≠ the frontend's copy | another PMM | frontend only reads used entries | frontend: harvest, then hello |
+//!
+//! The steps and their order are those of a model that is checked exhaustively (`tests/model`); change one only
+//! together with the other. Neither half waits: each call looks once and says what it saw.
+//!
+//! Doorbells carry nothing and may be lost. Each side counts how often it rang (its *Bell*) and says up to which
+//! count of the other it has acted (its *Seen*), so that a loss shows in memory. A count continues from what memory
+//! holds: one that started over could meet an old Seen, and its first bell, if lost, would never be missed.
+
+use crate::header::{
+    EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, MAX_DEVICES, QUEUE_POISON, Window, reg,
+};
+use crate::mem::Mem;
+
+const fn at(register: u32) -> u32 {
+    Window::LINK.at(register)
+}
+
+/// The first word after `base` in steps of `step` that is none of `not` (two words: three tries are enough).
+const fn next_word(base: u32, step: u32, not: [u32; 2]) -> u32 {
+    let mut next = base.wrapping_add(step);
+    let [a, b] = not;
+    while next == a || next == b {
+        next = next.wrapping_add(step);
+    }
+    next
+}
+
+/// What the PMM sees of its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestLook {
+    /// Nothing has changed: no guest, or the one that was adopted.
+    Same,
+    /// A plain guest is at work: some device has a Status.
+    Plain,
+    /// A guest has said hello with this epoch. It counts as adopted once [`PmmHalf::adopt`] has said so.
+    Hello(u32),
+}
+
+/// What the PMM sees of one device in a running session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceLook {
+    /// Nothing to do.
+    Same,
+    /// The driver has set the device up and alleges to have accepted these features.
+    Start(Features),
+    /// The driver wants the device reset.
+    Reset,
+}
+
+/// The PMM's half of the link's epochs.
+#[derive(Clone, Copy, Debug)]
+pub struct PmmHalf {
+    epoch: u32,
+    found: u32,
+    adopted: Option<u32>,
+    bell: u32,
+    seen: u32,
+}
+
+impl PmmHalf {
+    /// First half of *publish*: closes the link for whoever is attached. Afterwards the caller writes the static
+    /// words of every window, and then calls [`PmmHalf::open`].
+    pub fn close<M: Mem>(m: &M, devices: usize) -> PmmHalf {
+        let epoch = next_word((m.read32(at(reg::PMM_EPOCH)) | 1).wrapping_sub(1), 2, [0, 0]);
+        m.publish32(at(reg::PMM_EPOCH), epoch.wrapping_sub(1));
+        m.settle();
+        m.write32(at(reg::EPOCH_SEEN), 0);
+        for window in (0..devices).filter_map(Window::of) {
+            m.write32(window.at(reg::DEVICE_READY), 0);
+            m.write32(window.at(reg::FAULT), Fault::None.word());
+        }
+        PmmHalf { epoch, found: 0, adopted: None, bell: m.read32(at(reg::PMM_BELL)), seen: 0 }
+    }
+
+    /// Second half of *publish*: notes the epoch that is no news, and opens the link. Ring afterwards.
+    pub fn open<M: Mem>(&mut self, m: &M) {
+        self.found = m.read32(at(reg::DRIVER_EPOCH));
+        self.seen = m.read32(at(reg::DRIVER_BELL));
+        m.settle();
+        m.publish32(at(reg::PMM_EPOCH), self.epoch);
+    }
+
+    /// This start of the PMM: even, never 0.
+    pub const fn epoch(&self) -> u32 {
+        self.epoch
+    }
+    /// The guest's epoch that was adopted last, if one was.
+    pub const fn adopted(&self) -> Option<u32> {
+        self.adopted
+    }
+
+    /// Looks for a plain guest or a hello among `devices` windows.
+    pub fn look<M: Mem>(&self, m: &M, devices: usize) -> GuestLook {
+        // DriverEpoch first: a hello stores 0 in every Status before it, so a hello that is seen is never taken for
+        // the plain guest that was there before.
+        let driver = m.observe32(at(reg::DRIVER_EPOCH));
+        let plain = (0..devices).filter_map(Window::of).any(|window| m.read32(window.at(reg::STATUS)) != 0);
+        if plain {
+            GuestLook::Plain
+        } else if driver == 0 || driver == self.found || self.adopted == Some(driver) {
+            GuestLook::Same
+        } else {
+            GuestLook::Hello(driver)
+        }
+    }
+
+    /// Last step of *adopt*. Before it, in this order: every queue is stopped, nothing begun for the old session can
+    /// still write into the region, this side's halves of rings and blocks are as new. Ring afterwards.
+    pub fn adopt<M: Mem>(&mut self, m: &M, epoch: u32) {
+        self.adopted = Some(epoch);
+        m.publish32(at(reg::EPOCH_SEEN), epoch);
+    }
+
+    /// Forgets the session after its devices are stopped and drained: a plain guest took over, or the guest is
+    /// presumed gone. The guest, if it lives, sees EpochSeen change and says hello with another epoch.
+    pub fn end_session<M: Mem>(&mut self, m: &M) {
+        if let Some(adopted) = self.adopted.take() {
+            self.found = adopted;
+            m.publish32(at(reg::EPOCH_SEEN), 0);
+        }
+    }
+
+    /// *Shutdown*, after the devices are stopped and drained. Ring afterwards.
+    pub fn shut<M: Mem>(&mut self, m: &M) {
+        m.publish32(at(reg::PMM_EPOCH), self.epoch.wrapping_add(1));
+    }
+
+    /// Counts a bell. The caller rings the hardware right after.
+    pub fn ring<M: Mem>(&mut self, m: &M) {
+        self.bell = self.bell.wrapping_add(1);
+        m.write32(at(reg::PMM_BELL), self.bell);
+        m.bell();
+    }
+    /// Whether the guest has not yet acted on the last bell.
+    pub fn unseen<M: Mem>(&self, m: &M) -> bool {
+        m.read32(at(reg::DRIVER_SEEN)) != self.bell
+    }
+    /// The guest's count of bells. Read it before looking at everything, pass it to [`PmmHalf::acted`] after.
+    pub fn guest_bell<M: Mem>(&self, m: &M) -> u32 {
+        m.observe32(at(reg::DRIVER_BELL))
+    }
+    /// Whether the guest rang since the last [`PmmHalf::acted`].
+    pub fn rang<M: Mem>(&self, m: &M) -> bool {
+        m.read32(at(reg::DRIVER_BELL)) != self.seen
+    }
+    /// Says that everything that `bell` announced has been looked at.
+    pub fn acted<M: Mem>(&mut self, m: &M, bell: u32) {
+        self.seen = bell;
+        m.write32(at(reg::PMM_SEEN), bell);
+    }
+}
+
+/// The PMM's half of one device's state.
+#[derive(Clone, Copy, Debug)]
+pub struct PmmDevice {
+    window: Window,
+    ready: bool,
+    fault: Fault,
+}
+
+impl PmmDevice {
+    /// A device that does not run.
+    pub const fn new(window: Window) -> PmmDevice {
+        PmmDevice { window, ready: false, fault: Fault::None }
+    }
+    /// Whether the driver may use it and this side may take from its queues.
+    pub const fn runs(&self) -> bool {
+        self.ready && matches!(self.fault, Fault::None)
+    }
+    /// Why it does not run, if it is broken.
+    pub const fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    /// What the driver wants in the session of `epoch`.
+    pub fn look<M: Mem>(&self, m: &M, epoch: u32) -> DeviceLook {
+        let ready = m.observe32(self.window.at(reg::DRIVER_READY));
+        let idle = !self.ready && self.fault == Fault::None;
+        if ready == epoch && idle {
+            let low = m.read32(self.window.at(reg::DRIVER_FEATURES));
+            let high = m.read32(self.window.at(reg::DRIVER_FEATURES_HIGH));
+            DeviceLook::Start(Features::from_bits_retain(u64::from(high) << 32 | u64::from(low)))
+        } else if ready != epoch && !idle {
+            DeviceLook::Reset
+        } else {
+            DeviceLook::Same
+        }
+    }
+    /// Answers a start: the device runs from here on. Ring afterwards.
+    pub fn start<M: Mem>(&mut self, m: &M, epoch: u32) {
+        self.ready = true;
+        m.publish32(self.window.at(reg::DEVICE_READY), epoch);
+    }
+    /// Says that the device is broken; it has been stopped. Ring afterwards.
+    pub fn fail<M: Mem>(&mut self, m: &M, fault: Fault) {
+        self.fault = fault;
+        m.publish32(self.window.at(reg::FAULT), fault.word());
+    }
+    /// Answers a reset, or prepares an adoption: the device is stopped, drained, and its halves of the rings are as
+    /// new. Ring afterwards.
+    pub fn clear<M: Mem>(&mut self, m: &M) {
+        (self.ready, self.fault) = (false, Fault::None);
+        m.publish32(self.window.at(reg::FAULT), Fault::None.word());
+        m.publish32(self.window.at(reg::DEVICE_READY), 0);
+    }
+}
+
+/// What the frontend sees of the PMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PmmLook {
+    /// There is none, or it is being started.
+    Absent,
+    /// This start of one is there.
+    Present(u32),
+}
+
+/// Why a header is not one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The register that is wrong.
+    pub register: &'static str,
+    /// Its offset in the region.
+    pub at: u32,
+    /// What it alleges.
+    pub alleged: u32,
+}
+
+impl core::fmt::Display for Foreign {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Foreign { register, at, alleged } = self;
+        write!(
+            f,
+            "the word {register} at offset {at:#x} is {alleged:#010x}: no PMM of the extended profile is there"
+        )
+    }
+}
+
+impl core::error::Error for Foreign {}
+
+/// The frontend's half of the link's epochs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DriverHalf {
+    pmm: u32,
+    epoch: u32,
+}
+
+impl DriverHalf {
+    /// A frontend that has not said hello.
+    pub const fn new() -> DriverHalf {
+        DriverHalf { pmm: 0, epoch: 0 }
+    }
+    /// The epoch of the last hello; 0 before the first.
+    pub const fn epoch(&self) -> u32 {
+        self.epoch
+    }
+    /// The start of the PMM to which the last hello went.
+    pub const fn pmm(&self) -> u32 {
+        self.pmm
+    }
+
+    /// Whether a PMM is there, and which.
+    pub fn look<M: Mem>(m: &M) -> PmmLook {
+        match m.observe32(at(reg::PMM_EPOCH)) {
+            epoch if epoch == 0 || epoch & 1 == 1 => PmmLook::Absent,
+            epoch => PmmLook::Present(epoch),
+        }
+    }
+
+    /// Copies the static words of the windows: which devices there are and where their blocks lie. What it returns
+    /// counts only if [`DriverHalf::hello`] then finds the same PMM.
+    pub fn devices<M: Mem>(m: &M) -> Result<DeviceList, Foreign> {
+        let check = |window: Window, name, register, expected| match m.read32(window.at(register)) {
+            alleged if alleged == expected => Ok(()),
+            alleged => Err(Foreign { register: name, at: window.at(register), alleged }),
+        };
+        let mut list = DeviceList { entries: [(0, 0); MAX_DEVICES], count: 0 };
+        for (index, entry) in list.entries.iter_mut().enumerate() {
+            let Some(window) = Window::of(index) else { break };
+            let id = m.read32(window.at(reg::DEVICE_ID));
+            if id == 0 && index > 0 {
+                break;
+            }
+            check(window, "Magic", reg::MAGIC, MAGIC)?;
+            check(window, "ExtMagic", reg::EXT_MAGIC, EXT_MAGIC)?;
+            let version = u32::from(EXT_LENGTH) << 16 | u32::from(EXT_VERSION);
+            check(window, "ExtVersion", reg::EXT_VERSION, version)?;
+            if id == 0 {
+                return Err(Foreign { register: "DeviceID", at: window.at(reg::DEVICE_ID), alleged: id });
+            }
+            *entry = (id, m.read32(window.at(reg::EXT_BLOCK)));
+            list.count = index.wrapping_add(1);
+        }
+        Ok(list)
+    }
+
+    /// *Hello* to the PMM that was seen as `pmm`, if it is still the one; it has `devices` windows. Everything that
+    /// the last session used must have been harvested before: the PMM clears it next. Ring afterwards.
+    pub fn hello<M: Mem>(&mut self, m: &M, pmm: u32, devices: usize) -> bool {
+        if m.observe32(at(reg::PMM_EPOCH)) != pmm {
+            return false;
+        }
+        for window in (0..devices).filter_map(Window::of) {
+            m.write32(window.at(reg::STATUS), 0);
+        }
+        // The epoch goes on from what memory holds: a firmware that restarts remembers nothing else.
+        let epoch = next_word(m.read32(at(reg::DRIVER_EPOCH)), 1, [0, m.read32(at(reg::EPOCH_SEEN))]);
+        (self.pmm, self.epoch) = (pmm, epoch);
+        m.publish32(at(reg::DRIVER_EPOCH), epoch);
+        m.settle();
+        true
+    }
+
+    /// Whether the hello was answered; `None` while it was not. `Some(false)`: it never will be, the PMM is another
+    /// one by now.
+    pub fn adopted<M: Mem>(&self, m: &M) -> Option<bool> {
+        let seen = m.observe32(at(reg::EPOCH_SEEN));
+        if !self.current(m) {
+            Some(false)
+        } else if seen == self.epoch {
+            Some(true)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the PMM is still the one that was greeted.
+    pub fn current<M: Mem>(&self, m: &M) -> bool {
+        m.observe32(at(reg::PMM_EPOCH)) == self.pmm
+    }
+    /// Whether the session is the one that was adopted: the same PMM, and it has not ended it.
+    pub fn in_session<M: Mem>(&self, m: &M) -> bool {
+        self.adopted(m) == Some(true)
+    }
+}
+
+/// The devices that a header alleges: kinds and blocks, in the order of their windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceList {
+    entries: [(u32, u32); MAX_DEVICES],
+    count: usize,
+}
+
+impl DeviceList {
+    /// Kind and alleged offset of the block of each device.
+    pub fn iter(&self) -> impl Iterator<Item = (crate::DeviceId, u32)> + '_ {
+        self.entries.iter().take(self.count).map(|&(id, block)| (crate::DeviceId(id), block))
+    }
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.count
+    }
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// What the frontend sees of one device it has set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// The PMM has not answered yet.
+    Waiting,
+    /// It runs in this epoch.
+    Running,
+    /// It is broken; reset it.
+    Faulty(Fault),
+    /// It is clear: set it up.
+    Clear,
+}
+
+/// The frontend's view of one device's state words.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverDevice(pub Window);
+
+impl DriverDevice {
+    /// *Start*: rings and buffers are in place. `features` is what the driver accepts. Ring afterwards.
+    pub fn start<M: Mem>(self, m: &M, epoch: u32, features: Features) {
+        let bits = features.bits();
+        m.write32(self.0.at(reg::DRIVER_FEATURES), bits as u32);
+        m.write32(self.0.at(reg::DRIVER_FEATURES_HIGH), (bits >> 32) as u32);
+        m.publish32(self.0.at(reg::DRIVER_READY), epoch);
+    }
+    /// Asks for a reset. Ring afterwards; the device is clear when [`DriverDevice::state`] says so.
+    pub fn reset<M: Mem>(self, m: &M) {
+        m.publish32(self.0.at(reg::DRIVER_READY), 0);
+    }
+    /// The device in the session of `epoch`.
+    pub fn state<M: Mem>(self, m: &M, epoch: u32) -> DeviceState {
+        let ready = m.observe32(self.0.at(reg::DEVICE_READY));
+        let fault = Fault::from_word(m.observe32(self.0.at(reg::FAULT)));
+        match (fault, ready) {
+            (Fault::None, 0) => DeviceState::Clear,
+            (Fault::None, ready) if ready == epoch => DeviceState::Running,
+            (Fault::None, _) => DeviceState::Waiting,
+            (fault, _) => DeviceState::Faulty(fault),
+        }
+    }
+}
+
+/// The frontend's bell. Kept apart from [`DriverHalf`], because several tasks may ring.
+pub mod driver_bell {
+    use super::{Mem, at, reg};
+
+    /// The count that memory holds; a frontend goes on from it.
+    pub fn found<M: Mem>(m: &M) -> u32 {
+        m.read32(at(reg::DRIVER_BELL))
+    }
+    /// Says that the frontend rang `bell` times. The caller rings the hardware right after.
+    pub fn ring<M: Mem>(m: &M, bell: u32) {
+        m.write32(at(reg::DRIVER_BELL), bell);
+        m.bell();
+    }
+    /// The PMM's count of bells. Read it before looking at everything, pass it to [`acted`] after.
+    pub fn pmm_bell<M: Mem>(m: &M) -> u32 {
+        m.observe32(at(reg::PMM_BELL))
+    }
+    /// Says that everything that `bell` announced has been looked at.
+    pub fn acted<M: Mem>(m: &M, bell: u32) {
+        m.write32(at(reg::DRIVER_SEEN), bell);
+    }
+    /// Up to which of our bells the PMM has acted.
+    pub fn seen_by_pmm<M: Mem>(m: &M) -> u32 {
+        m.read32(at(reg::PMM_SEEN))
+    }
+}
+
+/// Writes the words of a window that never change while a PMM runs (PMM, between [`PmmHalf::close`] and
+/// [`PmmHalf::open`]). Magic comes last.
+pub fn write_static<M: Mem>(m: &M, window: Window, words: &StaticWords) {
+    let put = |register, value| m.write32(window.at(register), value);
+    if m.read32(window.at(reg::MAGIC)) != MAGIC || m.read32(window.at(reg::EXT_MAGIC)) != EXT_MAGIC {
+        // A region that no PMM of ours has served: what a plain guest may write starts from known values.
+        for register in [reg::QUEUE_PFN, reg::INTERRUPT_STATUS, reg::INTERRUPT_ACK, reg::CONFIG_GENERATION] {
+            put(register, 0);
+        }
+        put(reg::QUEUE_SEL, QUEUE_POISON);
+        put(reg::QUEUE_NUM, QUEUE_POISON);
+    }
+    put(reg::VERSION, 1);
+    put(reg::DEVICE_ID, words.id.0);
+    put(reg::VENDOR_ID, crate::header::VENDOR);
+    put(reg::DEVICE_FEATURES, words.plain_features);
+    put(reg::GUEST_PAGE_SIZE, crate::header::PLAIN_PAGE);
+    put(reg::QUEUE_ALIGN, crate::header::PLAIN_PAGE);
+    put(reg::QUEUE_NUM_MAX, words.queue_max);
+    put(reg::SHM_LEN_LOW, words.data.len);
+    put(reg::SHM_LEN_HIGH, 0);
+    put(reg::SHM_BASE_LOW, words.data_base as u32);
+    put(reg::SHM_BASE_HIGH, (words.data_base >> 32) as u32);
+    put(reg::EXT_VERSION, u32::from(EXT_LENGTH) << 16 | u32::from(EXT_VERSION));
+    put(reg::EXT_BLOCK, words.block);
+    m.publish32(window.at(reg::EXT_MAGIC), EXT_MAGIC);
+    m.publish32(window.at(reg::MAGIC), MAGIC);
+}
+
+/// What [`write_static`] stores.
+#[derive(Clone, Copy, Debug)]
+pub struct StaticWords {
+    /// Which kind of device.
+    pub id: crate::DeviceId,
+    /// Features 0 to 31 that the plain profile offers.
+    pub plain_features: u32,
+    /// Largest queue size.
+    pub queue_max: u32,
+    /// The device's data block, as an extent of the region.
+    pub data: crate::header::Extent,
+    /// The guest's address of it.
+    pub data_base: u64,
+    /// Offset of the extension block.
+    pub block: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::Attribute;
+    use crate::mem::tests::region;
+
+    fn words() -> StaticWords {
+        let data = crate::header::Extent { at: 0x1000, len: 0x1000 };
+        let id = crate::DeviceId::RNG;
+        StaticWords { id, plain_features: 0, queue_max: 8, data, data_base: 0x1000, block: 0x1000 }
+    }
+
+    fn start_pmm(m: &crate::Region) -> PmmHalf {
+        let mut pmm = PmmHalf::close(m, 1);
+        assert_eq!(DriverHalf::look(m), PmmLook::Absent);
+        write_static(m, Window::LINK, &words());
+        pmm.open(m);
+        pmm
+    }
+
+    fn start_guest(m: &crate::Region) -> DriverHalf {
+        let PmmLook::Present(epoch) = DriverHalf::look(m) else { panic!("no PMM") };
+        let devices = DriverHalf::devices(m).unwrap();
+        let mut guest = DriverHalf::new();
+        assert!(guest.hello(m, epoch, devices.len()));
+        guest
+    }
+
+    #[test]
+    fn a_hello_is_adopted_once_and_yesterdays_never() {
+        let m = region(0x2000, Attribute::Coherent);
+        let mut pmm = start_pmm(&m);
+        assert_eq!(pmm.look(&m, 1), GuestLook::Same);
+        let guest = start_guest(&m);
+        assert_eq!(guest.adopted(&m), None);
+        let GuestLook::Hello(epoch) = pmm.look(&m, 1) else { panic!("no hello") };
+        pmm.adopt(&m, epoch);
+        assert_eq!(guest.adopted(&m), Some(true));
+        assert_eq!(pmm.look(&m, 1), GuestLook::Same);
+        let successor = start_pmm(&m);
+        assert_ne!(successor.epoch(), pmm.epoch());
+        assert_eq!(guest.adopted(&m), Some(false));
+        assert_eq!(successor.look(&m, 1), GuestLook::Same, "the epoch it found is no news");
+        let again = start_guest(&m);
+        assert_eq!(successor.look(&m, 1), GuestLook::Hello(again.epoch()));
+    }
+
+    #[test]
+    fn a_session_that_the_pmm_ended_is_noticed_and_its_epoch_is_used_up() {
+        let m = region(0x2000, Attribute::Coherent);
+        let mut pmm = start_pmm(&m);
+        let guest = start_guest(&m);
+        pmm.adopt(&m, guest.epoch());
+        pmm.end_session(&m);
+        assert!(!guest.in_session(&m));
+        assert_eq!(pmm.look(&m, 1), GuestLook::Same);
+        let again = start_guest(&m);
+        assert_eq!(pmm.look(&m, 1), GuestLook::Hello(again.epoch()));
+    }
+
+    #[test]
+    fn epochs_skip_zero_and_odd_and_what_was_seen() {
+        let m = region(0x2000, Attribute::Coherent);
+        for found in [0, 1, 2, u32::MAX - 2, u32::MAX - 1, u32::MAX] {
+            m.write32(reg::PMM_EPOCH, found);
+            let pmm = start_pmm(&m);
+            assert!(pmm.epoch() != 0 && pmm.epoch() % 2 == 0 && pmm.epoch() != found, "after {found:#x}");
+            assert_eq!(m.read32(reg::PMM_EPOCH), pmm.epoch());
+        }
+        m.write32(reg::DRIVER_EPOCH, u32::MAX);
+        m.write32(reg::EPOCH_SEEN, 1);
+        assert_eq!(start_guest(&m).epoch(), 2);
+    }
+
+    #[test]
+    fn a_device_starts_fails_and_is_reset() {
+        let m = region(0x2000, Attribute::Coherent);
+        let (mut device, driver) = (PmmDevice::new(Window::LINK), DriverDevice(Window::LINK));
+        assert_eq!(device.look(&m, 7), DeviceLook::Same);
+        driver.start(&m, 7, Features::VERSION_1);
+        assert_eq!(device.look(&m, 7), DeviceLook::Start(Features::VERSION_1));
+        assert_eq!(device.look(&m, 9), DeviceLook::Same, "an old DriverReady starts nothing");
+        device.start(&m, 7);
+        assert_eq!(driver.state(&m, 7), DeviceState::Running);
+        device.fail(&m, Fault::NeedsReset);
+        assert_eq!(driver.state(&m, 7), DeviceState::Faulty(Fault::NeedsReset));
+        assert_eq!(device.look(&m, 7), DeviceLook::Same);
+        driver.reset(&m);
+        assert_eq!(device.look(&m, 7), DeviceLook::Reset);
+        device.clear(&m);
+        assert_eq!(driver.state(&m, 7), DeviceState::Clear);
+        assert_eq!(device.look(&m, 7), DeviceLook::Same);
+    }
+}

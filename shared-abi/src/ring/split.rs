@@ -1,0 +1,595 @@
+//! The split ring, VIRTIO 1.2, 2.7: [`DriverRing`] and [`DeviceRing`].
+//!
+//! ```text
+//! descriptors   address u64 (two words)  len u32  flags u16  next u16      driver writes
+//! available     flags u16  index u16  head u16 ...  used_event u16         driver writes
+//! used          flags u16  index u16  (id u32, len u32) ...  avail_event   device writes
+//! ```
+//!
+//! Without EVENT_IDX neither half ever suppresses a notification: a needless doorbell costs little, and the flags
+//! word stays 0. With it, a side stores the event index when it goes to sleep, not per message
+//! (`arm`), so that a busy ring costs neither side a doorbell.
+
+use super::{Access, AddError, ChainError, RingFault, Segment, Taken, Token, Used, Windows, need_event};
+use crate::header::Features;
+use crate::layout::QueuePlace;
+use crate::mem::Mem;
+
+/// Bytes of a descriptor.
+const DESC_BYTES: u32 = 16;
+/// Descriptor flags, 2.7.5.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// Marks the end of a private list.
+const NONE: u16 = u16::MAX;
+
+/// Offsets of one ring's words. Indices are masked by the size, so they stay in their ring whatever they are.
+#[derive(Clone, Copy, Debug)]
+struct Words {
+    place: QueuePlace,
+}
+
+impl Words {
+    fn mask(&self) -> u16 {
+        self.place.size.wrapping_sub(1)
+    }
+    fn desc(&self, index: u16) -> u32 {
+        self.place.desc.wrapping_add(u32::from(index & self.mask()).wrapping_mul(DESC_BYTES))
+    }
+    fn avail_flags(&self) -> u32 {
+        self.place.avail
+    }
+    fn avail_index(&self) -> u32 {
+        self.place.avail.wrapping_add(2)
+    }
+    fn avail_entry(&self, index: u16) -> u32 {
+        self.place.avail.wrapping_add(4).wrapping_add(u32::from(index & self.mask()).wrapping_mul(2))
+    }
+    fn used_event(&self) -> u32 {
+        self.place.avail.wrapping_add(4).wrapping_add(u32::from(self.place.size).wrapping_mul(2))
+    }
+    fn used_flags(&self) -> u32 {
+        self.place.used
+    }
+    fn used_index(&self) -> u32 {
+        self.place.used.wrapping_add(2)
+    }
+    fn used_entry(&self, index: u16) -> u32 {
+        self.place.used.wrapping_add(4).wrapping_add(u32::from(index & self.mask()).wrapping_mul(8))
+    }
+    fn avail_event(&self) -> u32 {
+        self.place.used.wrapping_add(4).wrapping_add(u32::from(self.place.size).wrapping_mul(8))
+    }
+}
+
+/// The driver's record of one descriptor: free, inside a chain, or the head of one in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverSlot {
+    /// The next free descriptor, the next one of the chain, or (harvested heads) the next completion.
+    next: u16,
+    /// Descriptors of the chain that starts here; 0 where none does.
+    count: u16,
+    /// Writable bytes of the chain; once harvested, the bytes that were written.
+    bytes: u32,
+}
+
+impl DriverSlot {
+    /// A slot that no ring uses yet.
+    pub const NEW: DriverSlot = DriverSlot { next: NONE, count: 0, bytes: 0 };
+}
+
+/// The driver's half.
+#[derive(Debug)]
+pub struct DriverRing<'s> {
+    words: Words,
+    base: u64,
+    slots: &'s mut [DriverSlot],
+    free: u16,
+    first_free: u16,
+    /// Chains in flight, harvested ones not counted.
+    in_flight: u16,
+    /// The available index with everything added, and as it was last published.
+    added: u16,
+    published: u16,
+    /// The used index as far as it was popped, and as far as it is known to go.
+    popped: u16,
+    known: u16,
+    event_idx: bool,
+    /// Completions taken from a session that ended: first and last of a list through `next`, and the newest
+    /// `overlong` flag is not kept, since a dead PMM needs no telling.
+    harvest: (u16, u16),
+}
+
+impl<'s> DriverRing<'s> {
+    /// A ring at `place` (checked), in a region that this side calls `base` in its descriptors. It needs as many
+    /// slots as the queue has entries; with fewer there is no ring.
+    pub fn new(place: QueuePlace, base: u64, slots: &'s mut [DriverSlot]) -> Option<DriverRing<'s>> {
+        let slots = slots.get_mut(..usize::from(place.size)).filter(|_| place.size.is_power_of_two())?;
+        let mut ring = DriverRing {
+            words: Words { place },
+            base,
+            slots,
+            free: 0,
+            first_free: NONE,
+            in_flight: 0,
+            added: 0,
+            published: 0,
+            popped: 0,
+            known: 0,
+            event_idx: false,
+            harvest: (NONE, NONE),
+        };
+        ring.forget();
+        Some(ring)
+    }
+
+    /// Forgets every chain, also harvested ones.
+    fn forget(&mut self) {
+        let size = self.words.place.size;
+        for (slot, next) in self.slots.iter_mut().zip(1..) {
+            *slot = DriverSlot { next: if next < size { next } else { NONE }, ..DriverSlot::NEW };
+        }
+        (self.free, self.first_free, self.in_flight) = (size, 0, 0);
+        (self.added, self.published, self.popped, self.known) = (0, 0, 0, 0);
+        self.harvest = (NONE, NONE);
+    }
+
+    /// Moves the ring to another place of the same size or smaller (the next session's layout).
+    pub fn replace(&mut self, place: QueuePlace, base: u64) -> bool {
+        let fits = place.size == self.words.place.size;
+        if fits {
+            (self.words.place, self.base) = (place, base);
+        }
+        fits
+    }
+
+    /// Set-up state: makes both the private record and the driver's half in memory as new, for a session with these
+    /// features.
+    pub fn start<M: Mem>(&mut self, m: &M, features: Features) {
+        self.forget();
+        self.event_idx = features.contains(Features::EVENT_IDX);
+        m.write16(self.words.avail_flags(), 0);
+        m.write16(self.words.avail_index(), 0);
+        m.write16(self.words.used_event(), 0);
+    }
+
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.words.place.size
+    }
+    /// Chains that were added and not popped.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+    /// Descriptors that a chain may still use.
+    pub fn free(&self) -> u16 {
+        self.free
+    }
+
+    /// Adds a chain of checked segments; the device sees it at the next [`DriverRing::publish`].
+    pub fn add<M: Mem>(&mut self, m: &M, chain: &[Segment]) -> Result<Token, AddError> {
+        let out_of_order = chain.windows(2).any(
+            |pair| matches!(pair, [a, b] if a.access == Access::Writable && b.access == Access::Readable),
+        );
+        let Some(count) = u16::try_from(chain.len()).ok().filter(|&n| n != 0 && n <= self.size()) else {
+            return Err(AddError::Shape);
+        };
+        if out_of_order {
+            return Err(AddError::Shape);
+        }
+        if count > self.free {
+            return Err(AddError::Full);
+        }
+        let head = self.first_free;
+        let mut index = head;
+        let mut writable = 0u32;
+        for (segment, left) in chain.iter().zip((0..count).rev()) {
+            let Some(slot) = self.slots.get(usize::from(index)) else { return Err(AddError::Full) };
+            let mut flags = if left == 0 { 0 } else { NEXT };
+            if segment.access == Access::Writable {
+                flags |= WRITE;
+                writable = writable.saturating_add(segment.place.len);
+            }
+            let address = self.base.wrapping_add(u64::from(segment.place.at));
+            let at = self.words.desc(index);
+            m.write32(at, address as u32);
+            m.write32(at.wrapping_add(4), (address >> 32) as u32);
+            m.write32(at.wrapping_add(8), segment.place.len);
+            // Flags and next in one store: half the stores, and both are ours.
+            m.write32(at.wrapping_add(12), u32::from(flags) | u32::from(slot.next) << 16);
+            index = slot.next;
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
+            (slot.count, slot.bytes) = (count, writable);
+        }
+        self.first_free = index;
+        self.free = self.free.wrapping_sub(count);
+        self.in_flight = self.in_flight.wrapping_add(1);
+        m.write16(self.words.avail_entry(self.added), head);
+        self.added = self.added.wrapping_add(1);
+        Ok(Token(head))
+    }
+
+    /// Makes everything that was added visible to the device. Returns whether it asked to be woken for it; then
+    /// ring the doorbell.
+    pub fn publish<M: Mem>(&mut self, m: &M) -> bool {
+        let old = self.published;
+        if self.added == old {
+            return false;
+        }
+        m.publish16(self.words.avail_index(), self.added);
+        self.published = self.added;
+        if !self.event_idx {
+            return true;
+        }
+        m.settle();
+        need_event(m.read16(self.words.avail_event()), self.added, old)
+    }
+
+    /// The next completion.
+    pub fn pop<M: Mem>(&mut self, m: &M) -> Result<Option<Used>, RingFault> {
+        if self.harvest.0 != NONE {
+            return Ok(self.pop_harvest());
+        }
+        if self.popped == self.known {
+            let index = m.observe16(self.words.used_index());
+            let news = index.wrapping_sub(self.popped);
+            if news > self.in_flight {
+                return Err(RingFault::IndexJump { from: self.popped, to: index });
+            }
+            self.known = index;
+            if news == 0 {
+                return Ok(None);
+            }
+        }
+        let at = self.words.used_entry(self.popped);
+        let id = m.read32(at);
+        let len = m.read32(at.wrapping_add(4));
+        let Some((head, slot)) = self.head(id) else { return Err(RingFault::NoSuchChain { alleged: id }) };
+        if slot.count == 0 {
+            return Err(RingFault::NotInFlight { alleged: id });
+        }
+        self.popped = self.popped.wrapping_add(1);
+        self.in_flight = self.in_flight.wrapping_sub(1);
+        self.release(head);
+        Ok(Some(Used { token: Token(head), written: len.min(slot.bytes), overlong: len > slot.bytes }))
+    }
+
+    fn head(&self, id: u32) -> Option<(u16, DriverSlot)> {
+        let head = u16::try_from(id).ok()?;
+        self.slots.get(usize::from(head)).map(|slot| (head, *slot))
+    }
+
+    /// Gives a chain's descriptors back, the head first, so that its links stay as they are.
+    fn release(&mut self, head: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else { return };
+        let count = core::mem::take(&mut slot.count);
+        let mut last = head;
+        for _ in 1..count {
+            match self.slots.get(usize::from(last)) {
+                Some(slot) => last = slot.next,
+                None => break,
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(last)) {
+            slot.next = self.first_free;
+        }
+        self.first_free = head;
+        self.free = self.free.wrapping_add(count);
+    }
+
+    /// Whether a completion waits that [`DriverRing::pop`] would return.
+    pub fn has_used<M: Mem>(&self, m: &M) -> bool {
+        self.harvest.0 != NONE
+            || self.popped != self.known
+            || m.observe16(self.words.used_index()) != self.popped
+    }
+
+    /// Before sleeping: asks to be woken by the next completion, and looks once more. `true`: there is one already.
+    pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
+        if self.event_idx {
+            m.write16(self.words.used_event(), self.popped);
+        }
+        m.settle();
+        self.has_used(m)
+    }
+
+    /// Takes over every completion of a session that has ended, before the next hello lets the PMM clear them. They
+    /// are popped as before. What the ring cannot tell any more (a fault) counts as not used.
+    ///
+    /// The list goes through the slots, so chains must not be added between a harvest and [`DriverRing::start`].
+    pub fn harvest<M: Mem>(&mut self, m: &M) {
+        for _ in 0..self.size() {
+            // What was harvested before stands aside while the ring is popped.
+            let before = core::mem::replace(&mut self.harvest, (NONE, NONE));
+            let used = self.pop(m);
+            self.harvest = before;
+            let Ok(Some(used)) = used else { break };
+            self.push_harvest(used);
+        }
+    }
+
+    fn push_harvest(&mut self, used: Used) {
+        let Token(head) = used.token;
+        // The head's descriptors were released to the front of the free list; a ring with harvested chains is not
+        // added to, so the slot's own words are free for the list until then.
+        self.unlink_front(head);
+        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
+            (slot.next, slot.bytes) = (NONE, used.written);
+        }
+        let (first, last) = self.harvest;
+        match self.slots.get_mut(usize::from(last)) {
+            Some(slot) if first != NONE => slot.next = head,
+            _ => self.harvest.0 = head,
+        }
+        self.harvest.1 = head;
+    }
+
+    fn unlink_front(&mut self, head: u16) {
+        if let Some(slot) = self.slots.get(usize::from(head)).filter(|_| self.first_free == head) {
+            self.first_free = slot.next;
+            self.free = self.free.wrapping_sub(1);
+        }
+    }
+
+    fn pop_harvest(&mut self) -> Option<Used> {
+        let head = self.harvest.0;
+        let slot = self.slots.get_mut(usize::from(head))?;
+        self.harvest.0 = slot.next;
+        let used = Used { token: Token(head), written: slot.bytes, overlong: false };
+        slot.next = self.first_free;
+        self.first_free = head;
+        self.free = self.free.wrapping_add(1);
+        Some(used)
+    }
+}
+
+/// The device's record of one head: whether it is in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceSlot(bool);
+
+impl DeviceSlot {
+    /// A head that is not in flight.
+    pub const NEW: DeviceSlot = DeviceSlot(false);
+}
+
+/// The device's half.
+#[derive(Debug)]
+pub struct DeviceRing<'s> {
+    words: Words,
+    slots: &'s mut [DeviceSlot],
+    /// The available index as far as it was taken, and as far as it is known to go.
+    taken: u16,
+    known: u16,
+    /// The used index with everything completed, and as it was last published.
+    completed: u16,
+    published: u16,
+    in_flight: u16,
+    event_idx: bool,
+    indirect: bool,
+}
+
+/// One descriptor, copied out once.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn read<M: Mem>(m: &M, at: u32) -> Descriptor {
+        let low = m.read32(at);
+        let high = m.read32(at.wrapping_add(4));
+        let last = m.read32(at.wrapping_add(12));
+        Descriptor {
+            address: u64::from(high) << 32 | u64::from(low),
+            len: m.read32(at.wrapping_add(8)),
+            flags: last as u16,
+            next: (last >> 16) as u16,
+        }
+    }
+}
+
+impl<'s> DeviceRing<'s> {
+    /// A ring at `place` (checked). It needs as many slots as the queue has entries; with fewer there is no ring.
+    pub fn new(place: QueuePlace, slots: &'s mut [DeviceSlot]) -> Option<DeviceRing<'s>> {
+        let slots = slots.get_mut(..usize::from(place.size)).filter(|_| place.size.is_power_of_two())?;
+        slots.fill(DeviceSlot::NEW);
+        Some(DeviceRing {
+            words: Words { place },
+            slots,
+            taken: 0,
+            known: 0,
+            completed: 0,
+            published: 0,
+            in_flight: 0,
+            event_idx: false,
+            indirect: false,
+        })
+    }
+
+    /// Gives the slots back, for the next ring in the same storage.
+    pub fn into_slots(self) -> &'s mut [DeviceSlot] {
+        self.slots
+    }
+
+    /// Makes the device's half in memory and the private record as new, and stands at available index `position`:
+    /// 0 in the extended profile; where the ring stands for a plain guest that counts on across reboots.
+    pub fn start<M: Mem>(&mut self, m: &M, features: Features, position: u16) {
+        self.slots.fill(DeviceSlot::NEW);
+        (self.taken, self.known, self.in_flight) = (position, position, 0);
+        (self.completed, self.published) = (0, 0);
+        self.event_idx = features.contains(Features::EVENT_IDX);
+        self.indirect = features.contains(Features::INDIRECT_DESC);
+        self.clear(m);
+    }
+
+    /// Makes the device's half in memory as new.
+    pub fn clear<M: Mem>(&self, m: &M) {
+        m.write16(self.words.used_flags(), 0);
+        m.write16(self.words.used_index(), 0);
+        m.write16(self.words.avail_event(), 0);
+    }
+
+    /// Goes on with a ring that a predecessor left: available index `taken`, used index `completed`.
+    pub fn resume(&mut self, features: Features, taken: u16, completed: u16) {
+        self.slots.fill(DeviceSlot::NEW);
+        (self.taken, self.known, self.in_flight) = (taken, taken, 0);
+        (self.completed, self.published) = (completed, completed);
+        self.event_idx = features.contains(Features::EVENT_IDX);
+        self.indirect = features.contains(Features::INDIRECT_DESC);
+    }
+
+    /// The available index as memory holds it, alleged: where a plain guest's ring stands when it is set up.
+    pub fn alleged_position<M: Mem>(&self, m: &M) -> u16 {
+        m.observe16(self.words.avail_index())
+    }
+    /// How far the queue was taken and completed: what [`DeviceRing::resume`] needs.
+    pub fn position(&self) -> (u16, u16) {
+        (self.taken, self.completed)
+    }
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.words.place.size
+    }
+    /// Chains that were taken and not completed.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Takes the next chain into `segments`, whose length bounds a chain as the queue's size does.
+    pub fn take<M: Mem>(
+        &mut self,
+        m: &M,
+        windows: Windows<'_>,
+        segments: &mut [Segment],
+    ) -> Result<Option<Taken>, RingFault> {
+        if self.taken == self.known {
+            let index = m.observe16(self.words.avail_index());
+            let news = index.wrapping_sub(self.taken);
+            // A driver never has more chains than descriptors, taken ones included.
+            if news > self.size().wrapping_sub(self.in_flight) {
+                return Err(RingFault::IndexJump { from: self.taken, to: index });
+            }
+            self.known = index;
+            if news == 0 {
+                return Ok(None);
+            }
+        }
+        let head = m.read16(self.words.avail_entry(self.taken));
+        let alleged = u32::from(head);
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+            return Err(RingFault::NoSuchChain { alleged });
+        };
+        if slot.0 {
+            return Err(RingFault::NotInFlight { alleged });
+        }
+        slot.0 = true;
+        self.taken = self.taken.wrapping_add(1);
+        self.in_flight = self.in_flight.wrapping_add(1);
+        let token = Token(head);
+        Ok(Some(match self.walk(m, head, windows, segments) {
+            Ok((readable, writable)) => Taken::Chain { token, readable, writable },
+            Err(error) => Taken::Malformed { token, error },
+        }))
+    }
+
+    /// Copies the chain from `head` on into `segments`, each descriptor once.
+    fn walk<M: Mem>(
+        &self,
+        m: &M,
+        head: u16,
+        windows: Windows<'_>,
+        segments: &mut [Segment],
+    ) -> Result<(usize, usize), ChainError> {
+        let (mut readable, mut writable) = (0usize, 0usize);
+        let mut room = segments.iter_mut();
+        // The table that is walked: the ring's own, or one indirect one.
+        let (mut table, mut entries, mut index) = (self.words.place.desc, u32::from(self.size()), head);
+        let mut nested = false;
+        let mut budget = entries;
+        loop {
+            budget = budget.checked_sub(1).ok_or(ChainError::TooLong)?;
+            if u32::from(index) >= entries {
+                return Err(ChainError::BadNext);
+            }
+            let at = table.wrapping_add(u32::from(index).wrapping_mul(DESC_BYTES));
+            let desc = Descriptor::read(m, at);
+            if desc.flags & INDIRECT != 0 {
+                if !self.indirect || nested || desc.flags & NEXT != 0 || !desc.len.is_multiple_of(DESC_BYTES)
+                {
+                    return Err(ChainError::BadIndirect);
+                }
+                let place = windows.locate(desc.address, desc.len).ok_or(ChainError::BadBuffer)?;
+                entries = desc.len.wrapping_div(DESC_BYTES);
+                if entries == 0 || entries > u32::from(self.size()) || !place.at.is_multiple_of(4) {
+                    return Err(ChainError::BadIndirect);
+                }
+                m.invalidate(place.at, place.len);
+                (table, index, nested, budget) = (place.at, 0, true, entries);
+                continue;
+            }
+            let access = if desc.flags & WRITE != 0 { Access::Writable } else { Access::Readable };
+            match access {
+                Access::Readable if writable != 0 => return Err(ChainError::Order),
+                Access::Readable => readable = readable.wrapping_add(1),
+                Access::Writable => writable = writable.wrapping_add(1),
+            }
+            let place = windows.locate(desc.address, desc.len).filter(|place| place.len != 0);
+            let place = place.ok_or(ChainError::BadBuffer)?;
+            *room.next().ok_or(ChainError::TooLong)? = Segment { place, access };
+            if desc.flags & NEXT == 0 {
+                return Ok((readable, writable));
+            }
+            index = desc.next;
+        }
+    }
+
+    /// Completes a chain of which `written` bytes were written; the driver sees it at the next
+    /// [`DeviceRing::publish`]. `false`: no such chain is in flight (it belongs to a session that has ended).
+    pub fn complete<M: Mem>(&mut self, m: &M, token: Token, written: u32) -> bool {
+        let Some(slot) = self.slots.get_mut(token.index()).filter(|slot| slot.0) else { return false };
+        slot.0 = false;
+        let at = self.words.used_entry(self.completed);
+        m.write32(at, u32::from(token.0));
+        m.write32(at.wrapping_add(4), written);
+        self.completed = self.completed.wrapping_add(1);
+        self.in_flight = self.in_flight.wrapping_sub(1);
+        true
+    }
+
+    /// Makes every completion visible to the driver. Returns whether it asked to be woken for them; then ring.
+    pub fn publish<M: Mem>(&mut self, m: &M) -> bool {
+        let old = self.published;
+        if self.completed == old {
+            return false;
+        }
+        m.publish16(self.words.used_index(), self.completed);
+        self.published = self.completed;
+        if !self.event_idx {
+            return true;
+        }
+        m.settle();
+        need_event(m.read16(self.words.used_event()), self.completed, old)
+    }
+
+    /// Whether a chain waits that [`DeviceRing::take`] would return.
+    pub fn has_available<M: Mem>(&self, m: &M) -> bool {
+        self.taken != self.known || m.observe16(self.words.avail_index()) != self.taken
+    }
+
+    /// Before sleeping: asks to be woken by the next chain, and looks once more. `true`: there is one already.
+    pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
+        if self.event_idx {
+            m.write16(self.words.avail_event(), self.taken);
+        }
+        m.settle();
+        self.has_available(m)
+    }
+}
+
+#[cfg(test)]
+mod tests;
