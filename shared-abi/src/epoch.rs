@@ -552,7 +552,10 @@ mod tests {
         for found in [0, 1, 2, u32::MAX - 2, u32::MAX - 1, u32::MAX] {
             m.write32(reg::PMM_EPOCH, found);
             let pmm = start_pmm(&m);
-            assert!(pmm.epoch() != 0 && pmm.epoch() % 2 == 0 && pmm.epoch() != found, "after {found:#x}");
+            assert!(
+                pmm.epoch() != 0 && pmm.epoch().is_multiple_of(2) && pmm.epoch() != found,
+                "after {found:#x}"
+            );
             assert_eq!(m.read32(reg::PMM_EPOCH), pmm.epoch());
         }
         m.write32(reg::DRIVER_EPOCH, u32::MAX);

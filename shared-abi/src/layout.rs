@@ -383,7 +383,7 @@ mod tests {
             QueuePlace { avail: sound.desc, ..sound },
             QueuePlace { used: sound.avail & !3, ..sound },
             QueuePlace { used: 0x4ffc, ..sound },
-            QueuePlace { used: u32::MAX & !3, ..sound },
+            QueuePlace { used: 0xffff_fffc, ..sound },
         ];
         assert!(unsound.iter().all(|place| !place.is_sound(within)));
     }

@@ -396,10 +396,8 @@ impl Descriptor {
 impl<'s> DeviceRing<'s> {
     /// A ring at `place` (checked). It needs as many slots as the queue has entries; with fewer there is no ring.
     pub fn new(place: QueuePlace, slots: &'s mut [DeviceSlot]) -> Option<DeviceRing<'s>> {
-        let slots = slots.get_mut(..usize::from(place.size)).filter(|_| place.size.is_power_of_two())?;
-        slots.fill(DeviceSlot::NEW);
-        Some(DeviceRing {
-            words: Words { place },
+        let mut ring = DeviceRing {
+            words: Words { place: QueuePlace::default() },
             slots,
             taken: 0,
             known: 0,
@@ -408,12 +406,17 @@ impl<'s> DeviceRing<'s> {
             in_flight: 0,
             event_idx: false,
             indirect: false,
-        })
+        };
+        ring.replace(place).then_some(ring)
     }
 
-    /// Gives the slots back, for the next ring in the same storage.
-    pub fn into_slots(self) -> &'s mut [DeviceSlot] {
-        self.slots
+    /// Moves the ring to another place (checked), for which its slots must suffice. Start or resume it then.
+    pub fn replace(&mut self, place: QueuePlace) -> bool {
+        let fits = place.size.is_power_of_two() && usize::from(place.size) <= self.slots.len();
+        if fits {
+            self.words.place = place;
+        }
+        fits
     }
 
     /// Makes the device's half in memory and the private record as new, and stands at available index `position`:
@@ -481,7 +484,8 @@ impl<'s> DeviceRing<'s> {
         }
         let head = m.read16(self.words.avail_entry(self.taken));
         let alleged = u32::from(head);
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+        let size = self.size();
+        let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|_| head < size) else {
             return Err(RingFault::NoSuchChain { alleged });
         };
         if slot.0 {

@@ -167,7 +167,8 @@ fn heads_out_of_range_or_twice_break_the_ring() {
 fn a_malformed_chain_is_refused_and_costs_the_ring_nothing() {
     let mut p = pair(8, EVENT);
     let good = BASE + 0x4000;
-    let mut cases: Vec<(&str, ChainError, Vec<(u64, u32, u16, u16)>)> = std::vec![
+    type Case = (&'static str, ChainError, Vec<(u64, u32, u16, u16)>);
+    let mut cases: Vec<Case> = std::vec![
         ("self loop", ChainError::TooLong, std::vec![(good, 8, NEXT, 0)]),
         ("loop of two", ChainError::TooLong, std::vec![(good, 8, NEXT, 1), (good, 8, NEXT, 0)]),
         ("next out of range", ChainError::BadNext, std::vec![(good, 8, NEXT, 8)]),
