@@ -143,24 +143,22 @@ fn quiesce() {
     asm::dsb();
 }
 
-// The attribute wants the parameter to be called `addr`: it writes the signature itself.
+// Faults become panics: what is to be done about either is the firmware's decision. The attribute wants the parameter
+// to be called `addr`: it writes the signature itself.
 
 #[exception(Undefined)]
 fn undefined(addr: usize) -> ! {
-    logln!("fault: undefined instruction at {addr:#010x}");
-    halt()
+    panic!("undefined instruction at {addr:#010x}")
 }
 
 #[exception(PrefetchAbort)]
 fn prefetch_abort(addr: usize) -> ! {
-    logln!("fault: no instruction may be fetched from {addr:#010x}");
-    halt()
+    panic!("no instruction may be fetched from {addr:#010x}")
 }
 
 #[exception(DataAbort)]
 fn data_abort(addr: usize) -> ! {
     let target = aarch32_cpu::register::Dfar::read().0;
     let status = aarch32_cpu::register::Dfsr::read().raw_value();
-    logln!("fault: access to {target:#010x} by the instruction at {addr:#010x}, DFSR {status:#x}");
-    halt()
+    panic!("access to {target:#010x} by the instruction at {addr:#010x}, DFSR {status:#x}")
 }

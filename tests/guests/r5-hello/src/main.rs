@@ -4,6 +4,7 @@
 //! The shared memory holds, as words: a command from the peer (0: nothing, 1: sleep 50 ms, 2: restart, 3: panic, 4: a
 //! stray access), then, written by this side: rings counted, starts counted, wake-ups, microseconds since start (low
 //! word), and the length of the last timed sleep in microseconds. Whenever it is rung it acts, updates and rings back.
+//! When it dies it prints why, sets the command to 0, and rings a last time.
 #![no_std]
 #![no_main]
 
@@ -71,5 +72,7 @@ fn main() -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     boot::report_panic(info);
+    write(Word::Command, 0);
+    doorbell::ring();
     boot::halt()
 }

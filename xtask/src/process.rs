@@ -1,0 +1,87 @@
+//! Child processes whose failure is told in a sentence.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The program's name, for messages.
+fn name(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+/// Runs a command whose output is for the user, all of it on stderr: stdout belongs to what xtask itself answers.
+pub fn run(command: &mut Command) -> Result<()> {
+    let name = name(command);
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| format!("{name} could not be started"))?;
+    if !status.success() {
+        bail!("{name} failed ({status}); see above");
+    }
+    Ok(())
+}
+
+/// Runs a command for what it prints. Its complaints become part of the error.
+pub fn read(command: &mut Command) -> Result<String> {
+    read_lines(command, |_| ())
+}
+
+/// Like [`read`], and shows each line as it comes.
+pub fn read_lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<String> {
+    let name = name(command);
+    let mut child = command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{name} could not be started"))?;
+    let mut stderr = child.stderr.take().context("the child's stderr is a pipe")?;
+    let complaints = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What cannot be read is missing from the error message, no more.
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let mut text = String::new();
+    for line in BufReader::new(child.stdout.take().context("the child's stdout is a pipe")?).lines() {
+        let line = line.with_context(|| format!("{name} printed what is not text"))?;
+        each(&line);
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait()?;
+    let complaints = complaints.join().unwrap_or_default();
+    if !status.success() {
+        bail!("{name} failed ({status}): {}", complaints.trim());
+    }
+    Ok(text)
+}
+
+/// Runs a command that may hang, and kills it after `limit`: then the answer is None.
+pub fn read_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+    let name = name(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{name} could not be started"))?;
+    let start = Instant::now();
+    // Polled: std has no wait with a limit, and this one is not on anybody's fast path.
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Some(child.wait_with_output()?))
+}

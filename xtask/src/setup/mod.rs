@@ -1,0 +1,78 @@
+//! What this project needs beyond Rust: a compiler for the Cortex-R5 and an emulator that has one. Each is looked for
+//! first and fetched only if it is missing; a call that finds everything costs milliseconds.
+
+mod apt;
+mod emulator;
+mod toolchain;
+
+pub use emulator::Emulator;
+pub use toolchain::Toolchain;
+
+use anyhow::{Context, Result, anyhow};
+use std::{
+    fs::{self, File},
+    thread,
+    time::Instant,
+};
+
+use crate::paths;
+
+/// Both tools.
+pub struct Tools {
+    /// Builds firmware.
+    pub toolchain: Toolchain,
+    /// Runs it.
+    pub emulator: Emulator,
+}
+
+/// `cargo xtask setup`.
+pub fn run() -> Result<()> {
+    let start = Instant::now();
+    let tools = tools()?;
+    println!("toolchain: {}", tools.toolchain);
+    println!("emulator:  {}", tools.emulator);
+    eprintln!("setup: ready after {:.1} s", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Finds or fetches both tools, side by side.
+pub fn tools() -> Result<Tools> {
+    let _lock = lock()?;
+    thread::scope(|scope| {
+        let emulator = scope.spawn(emulator::find_or_fetch);
+        let toolchain = toolchain::find_or_fetch();
+        let emulator = emulator.join().map_err(|_| anyhow!("the emulator's set-up panicked; see above"))?;
+        Ok(Tools { toolchain: toolchain?, emulator: emulator? })
+    })
+}
+
+/// Finds or fetches the compiler alone, for commands that run nothing.
+#[allow(dead_code, reason = "for the commands that measure and check firmware without running it")]
+pub fn toolchain() -> Result<Toolchain> {
+    let _lock = lock()?;
+    toolchain::find_or_fetch()
+}
+
+/// Two set-ups at once would unpack over each other. Released when the file is closed, also by a crash.
+fn lock() -> Result<File> {
+    let folder = paths::tools();
+    fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
+    let path = folder.join("lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("setup: another xtask is setting up; waiting for it");
+        file.lock().with_context(|| format!("{} cannot be locked", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// Says what is being done and, afterwards, how long it took. Lines of two tools may alternate, so each names its tool.
+fn step<T>(tool: &str, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("setup: {tool}: {what} ...");
+    let start = Instant::now();
+    let result = work().with_context(|| format!("{tool}: {what}"));
+    if result.is_ok() {
+        eprintln!("setup: {tool}: {what}: done in {:.1} s", start.elapsed().as_secs_f32());
+    }
+    result
+}

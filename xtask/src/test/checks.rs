@@ -1,0 +1,34 @@
+//! The checks that cargo makes.
+
+use anyhow::Result;
+use std::{env, process::Command};
+
+use super::Context;
+use crate::{paths, process};
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::root()).args(arguments);
+    command
+}
+
+pub fn fmt(_: &Context) -> Result<()> {
+    process::run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    process::run(cargo(&["fmt", "--all", "--check"]).current_dir(paths::guests()))
+}
+
+pub fn clippy(_: &Context) -> Result<()> {
+    process::run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+pub fn doc(_: &Context) -> Result<()> {
+    process::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+pub fn unit(_: &Context) -> Result<()> {
+    process::run(&mut cargo(&["test", "--quiet", "--workspace"]))
+}
+
+pub fn firmware(context: &Context) -> Result<()> {
+    process::run(context.tools()?.toolchain.clippy().args(["--quiet", "--release", "--workspace"]))
+}

@@ -1,0 +1,91 @@
+//! `cargo xtask test`: every check, each with a name, in the order in which a mistake shows soonest.
+
+mod board;
+mod checks;
+
+use anyhow::{Result, bail};
+use std::{cell::OnceCell, time::Instant};
+
+use crate::setup::{self, Tools};
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Print the tests' names, one per line, and run none.
+    #[arg(long)]
+    list: bool,
+    /// Run this test only; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
+/// What a test may use.
+#[derive(Default)]
+pub struct Context {
+    tools: OnceCell<Tools>,
+}
+
+impl Context {
+    /// Compiler and emulator for firmware, set up when first asked for.
+    pub fn tools(&self) -> Result<&Tools> {
+        if let Some(tools) = self.tools.get() {
+            return Ok(tools);
+        }
+        let tools = setup::tools()?;
+        Ok(self.tools.get_or_init(|| tools))
+    }
+}
+
+struct Test {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Context) -> Result<()>,
+}
+
+const TESTS: &[Test] = &[
+    Test { name: "fmt", about: "the code is formatted", run: checks::fmt },
+    Test { name: "clippy", about: "no warnings, host side", run: checks::clippy },
+    Test { name: "doc", about: "the documentation builds without warnings", run: checks::doc },
+    Test { name: "unit", about: "cargo test", run: checks::unit },
+    Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
+    Test {
+        name: "board",
+        about: "the emulated Cortex-R5: boot, doorbell, clock, restarts, faults",
+        run: board::run,
+    },
+];
+
+/// Runs them.
+pub fn run(options: &Options) -> Result<()> {
+    if options.list {
+        for test in TESTS {
+            println!("{:10} {}", test.name, test.about);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = options.only.iter().find(|name| TESTS.iter().all(|test| test.name != **name)) {
+        bail!("--only {unknown}: there is no such test; `cargo xtask test --list` names them");
+    }
+    let context = Context::default();
+    let mut failed = Vec::new();
+    for test in TESTS
+        .iter()
+        .filter(|test| options.only.is_empty() || options.only.iter().any(|name| name == test.name))
+    {
+        eprintln!("test {}: {} ...", test.name, test.about);
+        let start = Instant::now();
+        let result = (test.run)(&context);
+        let seconds = start.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => println!("test {:10} ok      {seconds:6.1} s", test.name),
+            Err(error) => {
+                println!("test {:10} FAILED  {seconds:6.1} s: {error:#}", test.name);
+                failed.push(test.name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
