@@ -134,6 +134,7 @@ fn doorbells(board: &Board) -> Result<()> {
     ensure!(board.early_log().contains("MIDR 0x411fc1"), "this is no Cortex-R5: {}", board.early_log());
     eprintln!("board: answers {:.2} s after its start", start.elapsed().as_secs_f32());
     let mut trips = Vec::with_capacity(ROUND_TRIPS);
+    let (rings, wake_ups) = (peer.read(Word::Rings)?, peer.read(Word::WakeUps)?);
     for _ in 0..ROUND_TRIPS {
         let start = Instant::now();
         let before = peer.read(Word::Rings)?;
@@ -141,6 +142,10 @@ fn doorbells(board: &Board) -> Result<()> {
         peer.wait(Word::Rings, |rings| rings > before)?;
         trips.push(start.elapsed().as_micros());
     }
+    // WFI may end for nothing, but many wake-ups without a ring mean that something else interrupts, or that a sleep ended with its interrupt masked.
+    let rings = peer.read(Word::Rings)?.wrapping_sub(rings);
+    let wake_ups = peer.read(Word::WakeUps)?.wrapping_sub(wake_ups);
+    ensure!(wake_ups <= rings + rings / 10, "{rings} rings woke the board {wake_ups} times");
     trips.sort_unstable();
     eprintln!("board: doorbell there and back: median {} µs of {ROUND_TRIPS}", trips[ROUND_TRIPS / 2]);
     Ok(())

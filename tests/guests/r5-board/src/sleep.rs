@@ -1,7 +1,7 @@
 //! Sleep without losing a wake-up: look, then WFI, with interrupts masked in between. A request that arrives in that
 //! moment still ends WFI; its handler runs when the mask is lifted.
 
-use aarch32_cpu::{asm, interrupt};
+use aarch32_cpu::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crate::time;
@@ -35,7 +35,8 @@ pub fn until_rung(deadline: Option<u64>) -> bool {
 ///
 /// For executors that keep their own record of what has happened; others use [`until_rung`].
 pub fn unless(ready: impl FnOnce() -> bool, deadline: Option<u64>) {
-    interrupt::free(|| {
+    // Not aarch32_cpu::interrupt::free: in 0.4.0 it unmasks if interrupts were masked before, and only then.
+    critical_section::with(|_| {
         if ready() {
             return;
         }
