@@ -42,17 +42,19 @@ impl Handshake {
                 n.guest.copy = [0; 2];
                 n.guest.at = ZeroStatus;
             }),
+            ZeroStatus if !self.rule(Rule::StatusCleared) => {
+                go("guest Hello: leave Status", false, &|n| n.guest.at = ZeroReady)
+            }
             ZeroStatus => go("guest Hello: Status := 0", false, &|n| {
-                if self.rule(Rule::StatusCleared) {
-                    n.words.status = false;
-                }
+                n.words.status = false;
                 n.guest.at = ZeroReady;
             }),
+            ZeroReady if !self.rule(Rule::DriverReadyCleared) => {
+                go("guest Hello: leave DriverReady", false, &|n| n.guest.at = LoadOwn)
+            }
             ZeroReady => go("guest Hello: DriverReady := 0", false, &|n| {
-                if self.rule(Rule::DriverReadyCleared) {
-                    n.words.driver_ready = 0;
-                    n.words.ready_of = Session::default();
-                }
+                n.words.driver_ready = 0;
+                n.words.ready_of = Session::default();
                 n.guest.at = LoadOwn;
             }),
             LoadOwn => go("guest Hello: load DriverEpoch", false, &|n| {
