@@ -105,7 +105,9 @@ impl<'s> DriverRing<'s> {
     /// A ring at `place` (checked), in a region that this side calls `base` in its descriptors. It needs as many
     /// slots as the queue has entries; with fewer there is no ring.
     pub fn new(place: QueuePlace, base: u64, slots: &'s mut [DriverSlot]) -> Option<DriverRing<'s>> {
-        let slots = slots.get_mut(..usize::from(place.size)).filter(|_| place.size.is_power_of_two())?;
+        if !place.size.is_power_of_two() || usize::from(place.size) > slots.len() {
+            return None;
+        }
         let mut ring = DriverRing {
             words: Words { place },
             base,
@@ -127,7 +129,7 @@ impl<'s> DriverRing<'s> {
     /// Forgets every chain, also harvested ones.
     fn forget(&mut self) {
         let size = self.words.place.size;
-        for (slot, next) in self.slots.iter_mut().zip(1..) {
+        for (slot, next) in self.slots.iter_mut().zip(1..=size) {
             *slot = DriverSlot { next: if next < size { next } else { NONE }, ..DriverSlot::NEW };
         }
         (self.free, self.first_free, self.in_flight) = (size, 0, 0);
@@ -135,11 +137,13 @@ impl<'s> DriverRing<'s> {
         self.harvest = (NONE, NONE);
     }
 
-    /// Moves the ring to another place of the same size or smaller (the next session's layout).
+    /// Moves the ring to another place, of any size that the slots are enough for (the next session's layout), and
+    /// forgets every chain. `false`: they are not, and nothing has changed.
     pub fn replace(&mut self, place: QueuePlace, base: u64) -> bool {
-        let fits = place.size == self.words.place.size;
+        let fits = place.size.is_power_of_two() && usize::from(place.size) <= self.slots.len();
         if fits {
             (self.words.place, self.base) = (place, base);
+            self.forget();
         }
         fits
     }
@@ -257,7 +261,7 @@ impl<'s> DriverRing<'s> {
     }
 
     fn head(&self, id: u32) -> Option<(u16, DriverSlot)> {
-        let head = u16::try_from(id).ok()?;
+        let head = u16::try_from(id).ok().filter(|&head| head < self.size())?;
         self.slots.get(usize::from(head)).map(|slot| (head, *slot))
     }
 
@@ -449,6 +453,10 @@ impl<'s> DeviceRing<'s> {
     /// The available index as memory holds it, alleged: where a plain guest's ring stands when it is set up.
     pub fn alleged_position<M: Mem>(&self, m: &M) -> u16 {
         m.observe16(self.words.avail_index())
+    }
+    /// Where the ring lies.
+    pub fn place(&self) -> QueuePlace {
+        self.words.place
     }
     /// How far the queue was taken and completed: what [`DeviceRing::resume`] needs.
     pub fn position(&self) -> (u16, u16) {

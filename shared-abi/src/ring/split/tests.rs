@@ -90,6 +90,27 @@ fn chains_arrive_whole_and_return_in_any_order() {
 }
 
 #[test]
+fn a_ring_moves_to_any_size_that_its_slots_are_enough_for() {
+    let mut p = pair(8, EVENT);
+    let one = [Segment::readable(0x4000, 1)];
+    p.driver.add(&p.m, &one).unwrap();
+    assert!(!p.driver.replace(place(16), BASE) && !p.driver.replace(place(6), BASE));
+    assert_eq!((p.driver.size(), p.driver.in_flight()), (8, 1), "a place that does not fit changes nothing");
+    for size in [2u16, 8, 4] {
+        assert!(p.driver.replace(place(size), BASE));
+        p.driver.start(&p.m, EVENT);
+        assert_eq!((p.driver.size(), p.driver.free(), p.driver.in_flight()), (size, size, 0));
+        let tokens: Vec<_> = (0..size).map(|_| p.driver.add(&p.m, &one).unwrap()).collect();
+        assert_eq!(p.driver.add(&p.m, &one), Err(AddError::Full));
+        assert!(tokens.iter().all(|token| token.index() < size.into()));
+        p.driver.publish(&p.m);
+        p.m.write32(0x3004, size.into());
+        p.m.write16(0x3002, 1);
+        assert_eq!(p.driver.pop(&p.m), Err(RingFault::NoSuchChain { alleged: size.into() }));
+    }
+}
+
+#[test]
 fn a_full_queue_says_so_and_a_shapeless_chain_too() {
     let mut p = pair(2, EVENT);
     let one = Segment::readable(0x4000, 1);
