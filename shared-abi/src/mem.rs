@@ -148,12 +148,23 @@ impl Region {
     /// Names `len` bytes at `base`. A length that is no multiple of 4 is rounded down.
     ///
     /// # Safety
-    /// 1. `base` is aligned to 64 bytes and `len` bytes from it stay mapped, readable and writable for as long as any
+    /// 1. `base` is aligned to 4 bytes (64 where memory is cached without coherence) and `len` bytes from it stay mapped, readable and writable for as long as any
     ///    copy of the result is used. 2. No Rust reference to any of them exists in this program meanwhile. 3. The
     ///    memory really has `attribute`.
     #[allow(unsafe_code)]
     pub const unsafe fn new(base: NonNull<u8>, len: u32, attribute: Attribute) -> Region {
         Region { base, len: len & !3, attribute, cache: None }
+    }
+
+    /// A region in memory of this program that two parts of it share, as tests, benches and examples do. The words
+    /// may not be used otherwise.
+    #[allow(unsafe_code)]
+    pub fn in_words(words: &'static [AtomicU32], attribute: Attribute) -> Region {
+        let len = u32::try_from(size_of_val(words)).unwrap_or(u32::MAX);
+        // SAFETY: 1. the words live for ever, are aligned to 4, which is all that words need, and may be written
+        // through a shared reference; 2. the references that exist are to atomics; 3. one program is coherent with
+        // itself.
+        unsafe { Region::new(NonNull::from(words).cast(), len, attribute) }
     }
 
     /// The same region, with the cache maintenance that [`Attribute::CachedNonCoherent`] needs.
@@ -417,21 +428,14 @@ mod barrier {
 }
 
 #[cfg(test)]
-#[allow(unsafe_code)]
 pub(crate) mod tests {
     use super::*;
-    use std::boxed::Box;
     use std::vec::Vec;
 
-    /// A page-aligned region on the heap, leaked: tests are short.
+    /// A region on the heap, leaked: tests are short.
     pub fn region(len: u32, attribute: Attribute) -> Region {
-        #[repr(align(4096))]
-        #[derive(Clone)]
-        struct Page(#[allow(dead_code)] [u8; 4096]);
-        let pages: Vec<Page> = std::vec![Page([0; 4096]); len.div_ceil(4096) as usize];
-        let base = NonNull::from(Box::leak(pages.into_boxed_slice())).cast();
-        // SAFETY: leaked, aligned, and reached through the region only.
-        unsafe { Region::new(base, len, attribute) }
+        let words: Vec<AtomicU32> = (0..len / 4).map(|_| AtomicU32::new(0)).collect();
+        Region::in_words(words.leak(), attribute)
     }
 
     #[test]

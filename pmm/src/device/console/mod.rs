@@ -1,0 +1,130 @@
+//! The console, VIRTIO 1.2, 5.3: one port, bytes in both directions.
+//!
+//! A transmit buffer is used only after the host end took its last byte: used means acknowledged, and a PMM that
+//! dies before it lets the guest send the buffer again. In the other direction the device reads from the host end
+//! only when the guest has posted a buffer for it, so that nothing waits in a place that dies with this process.
+
+use hvl_shared_abi::ring::{Access, RingFault};
+use hvl_shared_abi::wire::console::{Config, F_SIZE, RECEIVE, TRANSMIT};
+use hvl_shared_abi::{DeviceId, Mem};
+
+use super::{BATCH, Device, Queues, Request};
+use crate::host::{ByteEnd, EndError};
+
+/// Buffers of one request at the most.
+const SEGMENTS: usize = 16;
+/// Bytes moved at a time through private memory.
+const CHUNK: usize = 512;
+
+/// The device, over a host end.
+pub struct Console<E> {
+    end: E,
+    size: (u16, u16),
+    sending: Option<Request<SEGMENTS>>,
+    receiving: Option<Request<SEGMENTS>>,
+}
+
+impl<E: ByteEnd> Console<E> {
+    /// A console of 80 by 24 characters at `end`.
+    pub const fn new(end: E) -> Console<E> {
+        Console { end, size: (80, 24), sending: None, receiving: None }
+    }
+    /// The same with another size, in columns and rows.
+    pub fn with_size(self, cols: u16, rows: u16) -> Console<E> {
+        Console { size: (cols, rows), ..self }
+    }
+    /// The host end.
+    pub const fn end(&mut self) -> &mut E {
+        &mut self.end
+    }
+
+    /// Guest to host. Returns whether the batch was full.
+    fn transmit<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
+        let Some(mut queue) = queues.queue(TRANSMIT) else { return Ok(false) };
+        for _ in 0..BATCH {
+            let mut request = match self.sending.take() {
+                Some(request) => request,
+                None => match queue.take()? {
+                    Some(request) => request,
+                    None => return Ok(false),
+                },
+            };
+            if request.len(Access::Readable) == 0 {
+                queue.reject(request);
+                continue;
+            }
+            loop {
+                let mut bytes = [0; CHUNK];
+                let count = request.peek(queue.mem(), &mut bytes);
+                let Some(part) = bytes.get(..count).filter(|part| !part.is_empty()) else { break };
+                match self.end.write(part) {
+                    Ok(taken) if taken != 0 => request.advance(taken.min(count)),
+                    Ok(_) | Err(EndError::WouldBlock) => {
+                        self.sending = Some(request);
+                        return Ok(false);
+                    }
+                    // Nobody will ever read it: a terminal that was hung up swallows what is sent.
+                    Err(EndError::Closed) => request.advance(count),
+                }
+            }
+            queue.complete(request, 0);
+        }
+        Ok(queue.has_more())
+    }
+
+    /// Host to guest. Returns whether the batch was full.
+    fn receive<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
+        let Some(mut queue) = queues.queue(RECEIVE) else { return Ok(false) };
+        for _ in 0..BATCH {
+            let mut request = match self.receiving.take() {
+                Some(request) => request,
+                None => match queue.take()? {
+                    Some(request) => request,
+                    None => return Ok(false),
+                },
+            };
+            let room = request.len(Access::Writable);
+            if room == 0 {
+                queue.reject(request);
+                continue;
+            }
+            let mut bytes = [0; CHUNK];
+            let limit = CHUNK.min(room as usize);
+            match bytes.get_mut(..limit).map_or(Ok(0), |part| self.end.read(part)) {
+                Ok(count) if count != 0 => {
+                    request.write(queue.mem(), bytes.get(..count.min(limit)).unwrap_or(&[]));
+                    let written = request.done();
+                    queue.complete(request, written);
+                }
+                Ok(_) | Err(EndError::WouldBlock | EndError::Closed) => {
+                    self.receiving = Some(request);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl<M: Mem, E: ByteEnd> Device<M> for Console<E> {
+    fn id(&self) -> DeviceId {
+        DeviceId::CONSOLE
+    }
+    fn features(&self) -> u64 {
+        F_SIZE
+    }
+    fn config(&self, into: &mut [u8]) -> usize {
+        let bytes = Config::new(self.size.0, self.size.1).to_bytes();
+        into.split_first_chunk_mut().map_or(0, |(into, _)| {
+            *into = bytes;
+            bytes.len()
+        })
+    }
+    fn reset(&mut self) {
+        (self.sending, self.receiving) = (None, None);
+    }
+    fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
+        let more = self.transmit(queues)?;
+        Ok(self.receive(queues)? | more)
+    }
+}

@@ -1,0 +1,458 @@
+//! One guest: publish, adopt, serve, end.
+//!
+//! A [`Link`] owns the state machine of one region: its epochs, its devices' ports, and whichever session is under
+//! way. It does no I/O, reads no clock and rings no hardware: the caller passes the time in, calls
+//! [`Link::service`] whenever a doorbell, a host end or a deadline says so, and rings when the answer says so. So the
+//! same code serves under epoll on Linux, in the simulator, and in an RTOS that plays the PMM.
+//!
+//! What the guest says is looked at in this order, always all of it: which profile it speaks and which start of it
+//! this is ([`PmmHalf::look`]); what each device's driver wants; the queues. What happens when the guest lies is the
+//! business of the transports; when it dies, its successor's hello (or a Status that falls) ends the session, after
+//! every device is drained. A guest that has not acted on a doorbell for ten seconds is presumed gone.
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use hvl_shared_abi::epoch::{self, GuestLook, PmmDevice, PmmHalf, StaticWords};
+use hvl_shared_abi::header::{Extent, MAX_DEVICES, reg};
+use hvl_shared_abi::layout::{DevicePlace, Layout, MAX_QUEUES};
+use hvl_shared_abi::ring::split::DeviceSlot;
+use hvl_shared_abi::{Mem, ShmRegion, Window, block};
+
+use crate::device::Device;
+use crate::snapshot::{DeviceSnapshot, LinkCounters, LinkSnapshot, Profile};
+use crate::transport::extended::{self, Outcome};
+use crate::transport::plain::{PlainDevice, PlainRecord, Recorder, plain_features};
+use crate::transport::{Port, fault_name};
+
+/// Microseconds, of a clock that never goes back.
+pub type Micros = u64;
+
+/// Between two adoptions at least: a guest that reboots in a loop does not take the processor.
+const ADOPT_INTERVAL: Micros = 10_000;
+/// Between two looks where a doorbell may be lost, or where the profile cannot tell.
+const LOOK_LOSSY: Micros = 20_000;
+/// Between two looks where it cannot.
+const LOOK_SAFE: Micros = 1_000_000;
+/// From a bell to its first repetition; doubles up to [`RERING_MAX`].
+const RERING_MIN: Micros = 10_000;
+/// Between two repetitions at most.
+const RERING_MAX: Micros = 1_000_000;
+/// A guest that has not acted on a bell for this long is presumed gone.
+const GONE_AFTER: Micros = 10_000_000;
+/// Looks at everything in one call of [`Link::service`].
+const ROUNDS: usize = 8;
+
+/// What the caller of [`Link::service`] does next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Ring the doorbell's hardware.
+    pub ring: bool,
+    /// Call again at once: there is more to do.
+    pub again: bool,
+    /// Otherwise call again at this time at the latest.
+    pub deadline: Micros,
+}
+
+/// Which session is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Session {
+    None,
+    Extended(u32),
+    Plain,
+}
+
+/// A device of the link with its state in either profile.
+struct Seat<'s, M> {
+    port: Port<'s, M>,
+    state: PmmDevice,
+    plain: PlainDevice,
+}
+
+/// How often an unseen bell is repeated.
+#[derive(Clone, Copy, Debug)]
+struct Rering {
+    first: Micros,
+    next: Micros,
+    wait: Micros,
+}
+
+/// What the link is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkPlan {
+    /// Where everything lies.
+    pub layout: Layout,
+    /// The guest's address of the region.
+    pub base: u64,
+    /// Whether the doorbell, in either direction, may lose one.
+    pub doorbell_can_lose: bool,
+}
+
+/// Why there is no link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkError {
+    /// The devices given are not those of the layout.
+    Devices,
+    /// There are too few queue records; [`Link::slots_for`] says how many it takes.
+    Slots,
+    /// The region is shorter than the layout.
+    Region,
+}
+
+impl core::fmt::Display for LinkError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            LinkError::Devices => "the devices given are not those of the layout",
+            LinkError::Slots => "there are fewer queue records than the layout's queues have entries",
+            LinkError::Region => "the region is shorter than its layout",
+        })
+    }
+}
+
+impl core::error::Error for LinkError {}
+
+/// One region and whoever is at its other end.
+pub struct Link<'s, M> {
+    mem: M,
+    plan: LinkPlan,
+    seats: [Option<Seat<'s, M>>; MAX_DEVICES],
+    count: usize,
+    half: PmmHalf,
+    session: Session,
+    adopted_at: Option<Micros>,
+    rering: Option<Rering>,
+    recorder: Option<&'s mut dyn Recorder>,
+    counters: LinkCounters,
+    last_words: ([u8; block::PANIC_TEXT_BYTES as usize], usize),
+}
+
+/// A device and the records of its queues ([`Link::slots_for`] entries).
+pub type Member<'s, M> = (&'s mut (dyn Device<M> + Send), &'s mut [DeviceSlot]);
+
+impl<'s, M: Mem> Link<'s, M> {
+    /// Queue records that a device of this place needs.
+    pub fn slots_for(place: &DevicePlace) -> usize {
+        Port::<M>::slots_for(place)
+    }
+
+    /// Makes a link and *publishes* it: the region is closed for whoever is attached, the static words are written,
+    /// and it is opened again under a new epoch. Ring the doorbell afterwards.
+    ///
+    /// `record` is what a predecessor kept of a plain guest, and `recorder` keeps it for a successor.
+    pub fn publish(
+        mem: M,
+        plan: LinkPlan,
+        members: impl IntoIterator<Item = Member<'s, M>>,
+        recorder: Option<&'s mut dyn Recorder>,
+        record: Option<&PlainRecord>,
+    ) -> Result<Link<'s, M>, LinkError> {
+        if plan.layout.end() > mem.len() {
+            return Err(LinkError::Region);
+        }
+        let mut seats = [const { None }; MAX_DEVICES];
+        let mut members = members.into_iter();
+        let places = plan.layout.devices();
+        for (index, (place, seat)) in places.iter().zip(&mut seats).enumerate() {
+            let Some(((device, slots), window)) = members.next().zip(Window::of(index)) else {
+                return Err(LinkError::Devices);
+            };
+            if device.id() != place.spec.id {
+                return Err(LinkError::Devices);
+            }
+            let port = Port::new(device, window, *place, slots).ok_or(LinkError::Slots)?;
+            *seat = Some(Seat { port, state: PmmDevice::new(window), plain: PlainDevice::default() });
+        }
+        if members.next().is_some() {
+            return Err(LinkError::Devices);
+        }
+        let count = places.len();
+        let region = ShmRegion { base: plan.base, len: mem.len() };
+        let mut half = PmmHalf::close(&mem, count);
+        for (index, seat) in seats.iter_mut().flatten().enumerate() {
+            let port = &mut seat.port;
+            let words = StaticWords {
+                id: port.device.id(),
+                plain_features: plain_features(port) as u32,
+                queue_max: port.queue_max().into(),
+                data: port.place.pool,
+                data_base: region.address(port.place.pool.at),
+                block: port.place.block.at,
+            };
+            epoch::write_static(&mem, port.window, &words);
+            port.write_config(&mem);
+            let kept = record.and_then(|record| record.devices.get(index));
+            seat.plain = PlainDevice::found(&mem, port, region, kept);
+        }
+        if let Some(end) = Window::of(count) {
+            mem.write32(end.at(reg::DEVICE_ID), 0);
+        }
+        half.open(&mem);
+        half.ring(&mem);
+        let counters = LinkCounters { rings: 1, ..LinkCounters::default() };
+        Ok(Link {
+            mem,
+            plan,
+            seats,
+            count,
+            half,
+            session: Session::None,
+            adopted_at: None,
+            rering: None,
+            recorder,
+            counters,
+            last_words: ([0; block::PANIC_TEXT_BYTES as usize], 0),
+        })
+    }
+
+    /// Looks at everything once, or a bounded number of times while there is work.
+    pub fn service(&mut self, now: Micros) -> Service {
+        self.counters.services = self.counters.services.wrapping_add(1);
+        let mut outcome = Outcome::default();
+        for _ in 0..ROUNDS {
+            let bell = self.half.guest_bell(&self.mem);
+            let round = self.round(now);
+            outcome.ring |= round.ring;
+            outcome.again = round.again;
+            if !round.again {
+                self.half.acted(&self.mem, bell);
+                outcome.again = self.arm() || self.half.rang(&self.mem);
+            }
+            if !outcome.again {
+                break;
+            }
+        }
+        outcome.ring |= self.repeat(now, outcome.ring);
+        if outcome.ring {
+            self.half.ring(&self.mem);
+            self.counters.rings = self.counters.rings.wrapping_add(1);
+        }
+        Service { ring: outcome.ring, again: outcome.again, deadline: self.deadline(now) }
+    }
+
+    fn round(&mut self, now: Micros) -> Outcome {
+        match self.half.look(&self.mem, self.count) {
+            GuestLook::Plain => {
+                if self.session != Session::Plain {
+                    self.end_extended();
+                    self.session = Session::Plain;
+                    self.counters.plain_sessions = self.counters.plain_sessions.wrapping_add(1);
+                }
+                self.look_plain()
+            }
+            GuestLook::Hello(epoch) => {
+                let early = self.adopted_at.is_some_and(|at| now.saturating_sub(at) < ADOPT_INTERVAL);
+                if early { Outcome::default() } else { self.adopt(now, epoch) }
+            }
+            GuestLook::Same => match self.session {
+                Session::Extended(epoch) => self.look_extended(epoch),
+                Session::Plain => {
+                    self.end_plain();
+                    Outcome::default()
+                }
+                Session::None => Outcome::default(),
+            },
+        }
+    }
+
+    /// *Adopt*: everything of the old session is stopped and drained before the guest is told.
+    fn adopt(&mut self, now: Micros, epoch: u32) -> Outcome {
+        self.end_plain();
+        self.take_last_words();
+        let (m, plan) = (&self.mem, &self.plan);
+        for (index, seat) in self.seats.iter_mut().flatten().enumerate() {
+            extended::adopt(m, &mut seat.port, &mut seat.state, &plan.layout, index, plan.base);
+        }
+        self.half.adopt(m, epoch);
+        self.session = Session::Extended(epoch);
+        self.adopted_at = Some(now);
+        self.counters.adoptions = self.counters.adoptions.wrapping_add(1);
+        self.rering = None;
+        Outcome { ring: true, again: true }
+    }
+
+    /// Keeps what the guest's last incarnation left to be read, and clears it.
+    fn take_last_words(&mut self) {
+        let place = self.plan.layout.panic_text();
+        let len = block::read_panic_text(&self.mem, place, &mut self.last_words.0);
+        if len != 0 {
+            self.last_words.1 = len;
+        }
+        self.mem.write32(place.at, 0);
+    }
+
+    fn look_extended(&mut self, epoch: u32) -> Outcome {
+        let mut outcome = Outcome::default();
+        for seat in self.seats.iter_mut().flatten() {
+            let one = extended::look(&self.mem, &mut seat.port, &mut seat.state, epoch, self.plan.base);
+            outcome.ring |= one.ring;
+            outcome.again |= one.again;
+        }
+        outcome
+    }
+
+    fn look_plain(&mut self) -> Outcome {
+        let region = ShmRegion { base: self.plan.base, len: self.mem.len() };
+        let mut outcome = Outcome::default();
+        for index in 0..self.count {
+            let mut taken = [Extent::default(); MAX_DEVICES * MAX_QUEUES * 3];
+            let mut record = PlainRecord::default();
+            let rings = self.seats.iter().flatten().flat_map(|seat| seat.port.rings.iter().flatten());
+            for (part, slot) in rings.flat_map(|ring| ring.place().extents()).zip(&mut taken) {
+                *slot = part;
+            }
+            for (seat, kept) in self.seats.iter().flatten().zip(&mut record.devices) {
+                *kept = *seat.plain.queues();
+            }
+            let Some(Some(seat)) = self.seats.get_mut(index) else { continue };
+            // A device that is set up again has given its rings back by then; a request that overlaps its own old
+            // rings must not be held against it.
+            for own in seat.port.rings.iter().flatten().flat_map(|ring| ring.place().extents()) {
+                taken.iter_mut().filter(|part| **part == own).for_each(|part| *part = Extent::default());
+            }
+            let recorder = &mut self.recorder;
+            let mut acknowledge = |queues: &crate::transport::plain::DeviceRecord| {
+                if let Some(kept) = record.devices.get_mut(index) {
+                    *kept = *queues;
+                }
+                if let Some(recorder) = recorder {
+                    recorder.record(&record);
+                }
+            };
+            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, &mut acknowledge);
+            outcome.ring |= one.ring;
+            outcome.again |= one.again;
+        }
+        outcome
+    }
+
+    /// Ends an extended session: the devices are drained, then the guest is told.
+    fn end_extended(&mut self) {
+        if let Session::Extended(_) = self.session {
+            for seat in self.seats.iter_mut().flatten() {
+                extended::clear(&self.mem, &mut seat.port, &mut seat.state);
+            }
+            self.half.end_session(&self.mem);
+            self.session = Session::None;
+            self.rering = None;
+        }
+    }
+
+    fn end_plain(&mut self) {
+        if self.session == Session::Plain {
+            for seat in self.seats.iter_mut().flatten() {
+                seat.plain.clear(&self.mem, &mut seat.port);
+            }
+            self.session = Session::None;
+        }
+    }
+
+    /// Arms every queue and looks once more; in the plain profile there is nothing to arm.
+    fn arm(&mut self) -> bool {
+        let Session::Extended(_) = self.session else { return false };
+        let running = self.seats.iter_mut().flatten().filter(|seat| seat.state.runs());
+        running.fold(false, |more, seat| more | seat.port.arm(&self.mem))
+    }
+
+    /// Repeats a bell that the guest has not acted on, and gives up a guest that never does.
+    fn repeat(&mut self, now: Micros, ringing: bool) -> bool {
+        let guest =
+            self.session != Session::Plain && self.mem.read32(Window::LINK.at(reg::DRIVER_EPOCH)) != 0;
+        if !guest || !self.half.unseen(&self.mem) {
+            self.rering = None;
+            // A bell that is rung now starts its own clock.
+            if guest && ringing {
+                self.rering =
+                    Some(Rering { first: now, next: now.saturating_add(RERING_MIN), wait: RERING_MIN });
+            }
+            return false;
+        }
+        let Some(rering) = &mut self.rering else {
+            self.rering = Some(Rering { first: now, next: now.saturating_add(RERING_MIN), wait: RERING_MIN });
+            return false;
+        };
+        if now < rering.next {
+            return false;
+        }
+        rering.wait = rering.wait.saturating_mul(2).min(RERING_MAX);
+        rering.next = now.saturating_add(rering.wait);
+        self.counters.rerings = self.counters.rerings.wrapping_add(1);
+        if now.saturating_sub(rering.first) >= GONE_AFTER {
+            if let Session::Extended(_) = self.session {
+                self.counters.presumed_gone = self.counters.presumed_gone.wrapping_add(1);
+                self.end_extended();
+            }
+        }
+        true
+    }
+
+    fn deadline(&self, now: Micros) -> Micros {
+        let lossy = self.plan.doorbell_can_lose || self.session == Session::Plain;
+        let look = now.saturating_add(if lossy { LOOK_LOSSY } else { LOOK_SAFE });
+        let rering = self.rering.map_or(look, |rering| rering.next);
+        // A hello that came too early is taken up when its time has come.
+        let hello = match (self.half.look(&self.mem, self.count), self.adopted_at) {
+            (GuestLook::Hello(_), Some(at)) => at.saturating_add(ADOPT_INTERVAL),
+            _ => look,
+        };
+        look.min(rering).min(hello).max(now)
+    }
+
+    /// *Shutdown*: stops and drains the devices, publishes what is finished, and closes the region. Ring the doorbell
+    /// afterwards.
+    pub fn shutdown(&mut self) {
+        for seat in self.seats.iter_mut().flatten() {
+            seat.port.stop();
+        }
+        self.half.shut(&self.mem);
+        self.half.ring(&self.mem);
+    }
+
+    /// What the guest's last incarnation left to be read when it died; empty if nothing.
+    pub fn last_words(&self) -> &[u8] {
+        self.last_words.0.get(..self.last_words.1).unwrap_or(&[])
+    }
+
+    /// The state of everything, as plain data.
+    pub fn snapshot(&self) -> LinkSnapshot {
+        let profile = match self.session {
+            Session::None => Profile::None,
+            Session::Extended(_) => Profile::Extended,
+            Session::Plain => Profile::Plain,
+        };
+        let mut devices = [const { None }; MAX_DEVICES];
+        for (seat, slot) in self.seats.iter().flatten().zip(&mut devices) {
+            let port = &seat.port;
+            *slot = Some(DeviceSnapshot {
+                kind: port.device.id().name(),
+                runs: match self.session {
+                    Session::None => false,
+                    Session::Extended(_) => seat.state.runs(),
+                    Session::Plain => seat.plain.runs(),
+                },
+                must_reboot: seat.plain.is_orphan(),
+                fault: fault_name(seat.state.fault()),
+                features: port.features.bits(),
+                resets: port.resets,
+                ring_faults: port.ring_faults,
+                last_ring_fault: port.last_fault,
+                features_refused: port.features_refused,
+                queues_refused: seat.plain.refused,
+                queue_count: port.place.queues().count(),
+                queue_sizes: core::array::from_fn(|i| port.place.queues.get(i).map_or(0, |queue| queue.size)),
+                in_flight: core::array::from_fn(|i| {
+                    port.rings.get(i).and_then(Option::as_ref).map_or(0, |ring| ring.in_flight())
+                }),
+                queues: port.counters,
+            });
+        }
+        LinkSnapshot {
+            profile,
+            pmm_epoch: self.half.epoch(),
+            driver_epoch: match self.session {
+                Session::Extended(epoch) => Some(epoch),
+                _ => None,
+            },
+            counters: self.counters,
+            devices,
+        }
+    }
+}

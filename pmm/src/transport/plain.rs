@@ -1,0 +1,325 @@
+//! The plain profile: the legacy registers as existing front-ends drive them over plain memory.
+//!
+//! A front-end stores registers and rings one doorbell for all of them; this side compares what it finds with what
+//! it knows. Registers are copied once a look. A queue request is a QueueNum that is not the poison; just before the
+//! acknowledgement the poison is stored there, which is how a reboot is told from a front-end that stores the page
+//! number back. There is no identity of either side in these registers, so:
+//!
+//! - a guest that reboots between the stores of one acknowledgement is not recognised;
+//! - a PMM that was killed resumes only from what it had a [`Recorder`] keep; without it, the guest must be rebooted.
+//!
+//! InterruptStatus is a private copy that is stored and never read back. An acknowledgement clears its bits, and
+//! raises them again if completions were published while they were set already: the guest may have looked before.
+
+use hvl_shared_abi::header::{
+    Extent, HEADER_SIZE, MAX_DEVICES, PFN_ACK, PLAIN_PAGE, QUEUE_POISON, Status, reg,
+};
+use hvl_shared_abi::layout::{MAX_QUEUES, QueuePlace};
+use hvl_shared_abi::ring::Windows;
+use hvl_shared_abi::{Features, Mem, ShmRegion, Window};
+
+use super::Port;
+use super::extended::Outcome;
+
+/// Stretches between the rings of one device at the most.
+const GAPS: usize = MAX_QUEUES * 3 + 1;
+/// InterruptStatus: a ring has used buffers.
+const USED_RING: u32 = 1;
+
+/// A queue that was acknowledged: all that a successor needs to go on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
+pub struct QueueRecord {
+    /// Page number of the ring.
+    pub pfn: u32,
+    /// Entries.
+    pub size: u16,
+    /// Available index at which it was taken over.
+    pub start: u16,
+}
+
+/// What one device's driver has set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
+pub struct DeviceRecord {
+    /// The queues, in their order; a size of 0 ends the list.
+    pub queues: [QueueRecord; MAX_QUEUES],
+}
+
+/// What a plain guest has set up: what a PMM needs to take over from one that was killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
+pub struct PlainRecord {
+    /// The devices, in the order of their windows.
+    pub devices: [DeviceRecord; MAX_DEVICES],
+}
+
+/// Keeps a [`PlainRecord`] where the next PMM finds it. It is told before each acknowledgement.
+pub trait Recorder: Send {
+    /// Stores the record; it must be there when this returns, or the guest must not be told.
+    fn record(&mut self, record: &PlainRecord);
+}
+
+/// One plain device's registers, as this side knows them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PlainDevice {
+    status: u32,
+    queues: DeviceRecord,
+    count: usize,
+    last_sel: u32,
+    running: bool,
+    interrupt: u32,
+    raised_again: bool,
+    /// A predecessor's guest, of which nothing is known.
+    orphan: bool,
+    /// Requests that named no place for a ring.
+    pub refused: u64,
+}
+
+/// The registers of one look, each copied once.
+struct Seen {
+    status: u32,
+    sel: u32,
+    num: u32,
+    pfn: u32,
+    ack: u32,
+}
+
+impl Seen {
+    fn copy<M: Mem>(m: &M, window: Window) -> Seen {
+        Seen {
+            // The page number is stored last, so it is read first.
+            pfn: m.observe32(window.at(reg::QUEUE_PFN)),
+            status: m.observe32(window.at(reg::STATUS)),
+            sel: m.read32(window.at(reg::QUEUE_SEL)),
+            num: m.read32(window.at(reg::QUEUE_NUM)),
+            ack: m.read32(window.at(reg::INTERRUPT_ACK)),
+        }
+    }
+}
+
+impl PlainDevice {
+    /// Whether a predecessor's guest is at work that this PMM cannot serve before it reboots.
+    pub const fn is_orphan(&self) -> bool {
+        self.orphan
+    }
+    /// Whether the device serves its queues.
+    pub const fn runs(&self) -> bool {
+        self.running
+    }
+    /// Queues that the guest has set up.
+    pub const fn queues(&self) -> &DeviceRecord {
+        &self.queues
+    }
+
+    /// When the PMM starts: a guest that has a Status already is an orphan, unless its record is at hand.
+    pub fn found<M: Mem>(
+        m: &M,
+        port: &mut Port<'_, M>,
+        region: ShmRegion,
+        record: Option<&DeviceRecord>,
+    ) -> PlainDevice {
+        let status = m.observe32(port.window.at(reg::STATUS));
+        let mut device = PlainDevice { status, orphan: status != 0, ..PlainDevice::default() };
+        if let Some(record) = record.filter(|_| status & Status::DRIVER_OK.bits() != 0) {
+            device.resume(m, port, region, record);
+        }
+        device
+    }
+
+    fn resume<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>, region: ShmRegion, record: &DeviceRecord) {
+        let queues = record.queues.iter().take_while(|queue| queue.size != 0);
+        for (index, queue) in queues.enumerate() {
+            let Some(place) = ring_place(region, queue.pfn, u32::from(queue.size), port.queue_max()) else {
+                return;
+            };
+            let Some(mut ring) = port.spare.get_mut(index).and_then(Option::take) else { return };
+            ring.replace(place);
+            // Completions of this profile are in order, so the used index, which the predecessor stored, says how
+            // far the available ring was served.
+            let used = m.observe16(place.used.wrapping_add(2));
+            ring.resume(Features::empty(), queue.start.wrapping_add(used), used);
+            if let Some(slot) = port.rings.get_mut(index) {
+                *slot = Some(ring);
+            }
+            self.count = index.saturating_add(1);
+        }
+        self.queues = *record;
+        self.orphan = self.count == 0;
+    }
+
+    /// Makes the device as new: the guest has rebooted or gone.
+    pub fn clear<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>) {
+        port.stop();
+        *self = PlainDevice { refused: self.refused, ..PlainDevice::default() };
+        m.write32(port.window.at(reg::INTERRUPT_STATUS), 0);
+        m.write32(port.window.at(reg::INTERRUPT_ACK), 0);
+    }
+
+    /// One look: reset, queue request, features, acknowledgement, queues, in this order and always all of them.
+    pub fn look<M: Mem>(
+        &mut self,
+        m: &M,
+        port: &mut Port<'_, M>,
+        region: ShmRegion,
+        taken: &[Extent],
+        acknowledge: &mut dyn FnMut(&DeviceRecord),
+    ) -> Outcome {
+        let seen = Seen::copy(m, port.window);
+        if seen.status < self.status {
+            self.clear(m, port);
+        }
+        self.status = seen.status;
+        let mut outcome = self.queue_request(m, port, region, taken, &seen, acknowledge);
+        if seen.ack != 0 {
+            self.acknowledged(m, port.window, seen.ack, &mut outcome);
+        }
+        let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
+        if driver_ok && !self.running && !self.orphan && self.count != 0 {
+            self.start(m, port);
+        }
+        if self.running {
+            self.serve(m, port, region, &mut outcome);
+        }
+        outcome
+    }
+
+    fn queue_request<M: Mem>(
+        &mut self,
+        m: &M,
+        port: &mut Port<'_, M>,
+        region: ShmRegion,
+        taken: &[Extent],
+        seen: &Seen,
+        acknowledge: &mut dyn FnMut(&DeviceRecord),
+    ) -> Outcome {
+        if seen.num == QUEUE_POISON || seen.num == 0 || seen.pfn == 0 || seen.pfn == PFN_ACK {
+            return Outcome::default();
+        }
+        let last = self.count.checked_sub(1).and_then(|last| self.queues.queues.get(last)).copied();
+        let same_page = last.is_some_and(|last| last.pfn == seen.pfn);
+        if same_page && seen.sel != self.last_sel {
+            // The page number of the last queue, stored back; that of this one is still to come.
+            return Outcome::default();
+        }
+        let selected = usize::try_from(seen.sel).unwrap_or(usize::MAX);
+        if (same_page && !self.orphan) || (seen.sel != QUEUE_POISON && selected < self.count) {
+            // A queue that was set up already is set up again: a reboot that was too quick to show in Status.
+            self.clear(m, port);
+            self.status = seen.status;
+        }
+        if self.orphan {
+            self.clear(m, port);
+            self.status = seen.status;
+        }
+        let index = self.count;
+        if seen.sel != QUEUE_POISON && selected != index {
+            self.refused = self.refused.wrapping_add(1);
+            m.write32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
+            return Outcome::default();
+        }
+        let place = ring_place(region, seen.pfn, seen.num, port.queue_max()).filter(|place| {
+            !place.extents().iter().any(|part| taken.iter().any(|other| part.overlaps(*other)))
+        });
+        let ring = port.spare.get_mut(index).and_then(Option::take);
+        let (Some(place), Some(mut ring)) = (place, ring) else {
+            self.refused = self.refused.wrapping_add(1);
+            m.write32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
+            return Outcome::default();
+        };
+        ring.replace(place);
+        let start = ring.alleged_position(m);
+        // The front-end never zeroes its rings and counts on in them, so its index is taken as it stands.
+        ring.start(m, Features::empty(), start);
+        let (Some(record), Some(slot)) = (self.queues.queues.get_mut(index), port.rings.get_mut(index))
+        else {
+            return Outcome::default();
+        };
+        *record = QueueRecord { pfn: seen.pfn, size: place.size, start };
+        *slot = Some(ring);
+        self.count = index.saturating_add(1);
+        self.last_sel = seen.sel;
+        acknowledge(&self.queues);
+        m.publish32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
+        m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
+        Outcome { ring: true, again: true }
+    }
+
+    fn acknowledged<M: Mem>(&mut self, m: &M, window: Window, bits: u32, outcome: &mut Outcome) {
+        self.interrupt &= !bits;
+        if core::mem::take(&mut self.raised_again) {
+            self.interrupt |= USED_RING;
+            outcome.ring = true;
+        }
+        m.write32(window.at(reg::INTERRUPT_STATUS), self.interrupt);
+        m.publish32(window.at(reg::INTERRUPT_ACK), 0);
+    }
+
+    fn start<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>) {
+        let accepted = u64::from(m.read32(port.window.at(reg::DRIVER_FEATURES)));
+        if accepted & !plain_features(port) != 0 {
+            port.features_refused = port.features_refused.wrapping_add(1);
+            self.orphan = true;
+            return;
+        }
+        port.features = Features::from_bits_retain(accepted);
+        port.device.activate(port.features);
+        self.running = true;
+    }
+
+    fn serve<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>, region: ShmRegion, outcome: &mut Outcome) {
+        let mut gaps = [Extent::default(); GAPS];
+        let allowed = between_rings(region.len, port, &mut gaps);
+        match port.process(m, Windows { base: region.base, allowed }) {
+            Ok((more, call)) => {
+                outcome.again |= more;
+                if call {
+                    self.raised_again |= self.interrupt & USED_RING != 0;
+                    self.interrupt |= USED_RING;
+                    m.publish32(port.window.at(reg::INTERRUPT_STATUS), self.interrupt);
+                    outcome.ring = true;
+                }
+            }
+            Err(_) => {
+                // The registers have no word for it that is ours to store: the device is silent until a reset.
+                let status = self.status;
+                self.clear(m, port);
+                (self.status, self.orphan) = (status, true);
+            }
+        }
+    }
+}
+
+/// Features that the plain profile offers: the device's own, and none of the rings'.
+pub(crate) fn plain_features<M: Mem>(port: &Port<'_, M>) -> u64 {
+    port.device.features() & 0x00ff_ffff
+}
+
+/// The place of a legacy ring that a guest asks for, if it is one: 2.7.2 with pages of 4096 bytes.
+fn ring_place(region: ShmRegion, pfn: u32, size: u32, max: u16) -> Option<QueuePlace> {
+    let size = u16::try_from(size).ok().filter(|&size| size <= max)?;
+    let at = region.offset(u64::from(pfn).checked_mul(u64::from(PLAIN_PAGE))?, 1)?;
+    let within = Extent { at: HEADER_SIZE, len: region.len.saturating_sub(HEADER_SIZE) };
+    QueuePlace::legacy(at, size, PLAIN_PAGE).filter(|place| place.is_sound(within))
+}
+
+/// The stretches of the region in which a plain guest's buffers may lie: behind the windows, and not on the rings of
+/// the device itself.
+fn between_rings<'g, M: Mem>(len: u32, port: &Port<'_, M>, gaps: &'g mut [Extent; GAPS]) -> &'g [Extent] {
+    let mut parts = [Extent::default(); GAPS];
+    let mut used = 0usize;
+    for (part, slot) in port.rings.iter().flatten().flat_map(|ring| ring.place().extents()).zip(&mut parts) {
+        *slot = part;
+        used = used.saturating_add(1);
+    }
+    let parts = parts.get_mut(..used).unwrap_or(&mut []);
+    parts.sort_unstable_by_key(|part| part.at);
+    let (mut at, mut count) = (HEADER_SIZE, 0usize);
+    let end = Extent { at: len, len: 0 };
+    for (part, gap) in parts.iter().chain([&end]).zip(gaps.iter_mut()) {
+        *gap = Extent { at, len: part.at.saturating_sub(at) };
+        at = part.end();
+        count = count.saturating_add(1);
+    }
+    gaps.get(..count).unwrap_or(&[])
+}
