@@ -54,8 +54,11 @@ impl Apt {
     /// apt with the machine's sources. Packages that the machine has are taken for installed.
     pub fn of_this_machine(tool: &'static str, folder: &Path) -> Result<Self> {
         let mut apt = Self::new(tool, folder)?;
-        // Nothing is installed, so where the status lies does not matter to dpkg; it tells apt what need not be fetched.
-        apt.option("Dir::State::status", Path::new("/var/lib/dpkg/status"));
+        // It tells apt what need not be fetched. A copy, because apt locks the folder that the status lies in, and only
+        // root may lock the machine's.
+        let status = folder.join("status");
+        fs::copy("/var/lib/dpkg/status", &status).context("dpkg's list of packages cannot be copied")?;
+        apt.option("Dir::State::status", &status);
         apt.update()?;
         Ok(apt)
     }

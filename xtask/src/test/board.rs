@@ -142,7 +142,8 @@ fn doorbells(board: &Board) -> Result<()> {
         peer.wait(Word::Rings, |rings| rings > before)?;
         trips.push(start.elapsed().as_micros());
     }
-    // WFI may end for nothing, but many wake-ups without a ring mean that something else interrupts, or that a sleep ended with its interrupt masked.
+    // WFI may end for nothing, but many wake-ups without a ring mean that something else interrupts, or that a sleep
+    // ended with its interrupt masked.
     let rings = peer.read(Word::Rings)?.wrapping_sub(rings);
     let wake_ups = peer.read(Word::WakeUps)?.wrapping_sub(wake_ups);
     ensure!(wake_ups <= rings + rings / 10, "{rings} rings woke the board {wake_ups} times");
