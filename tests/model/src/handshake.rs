@@ -15,6 +15,7 @@
 //! | Run | [`PmmAt::Serve`], [`PmmAt::Batch`], [`PmmAt::WriteUsed`] | [`GuestAt::Running`] |
 //! | device reset, Fault | [`PmmAt::FaultDrain`] to [`PmmAt::ResetReady`] | [`GuestAt::HarvestReset`] to [`GuestAt::RecheckReset`] |
 //! | a plain guest | [`PmmAt::EndExtended`], [`PmmAt::PlainDrain`] to [`PmmAt::PlainAnswer`] | [`GuestAt::PlainStatus`] to [`GuestAt::PlainRunning`] |
+//! | a guest presumed gone | [`PmmAt::PresumeGone`], then Publish | as for a new PMM |
 //! | Shutdown | [`PmmAt::ShutDrain`], [`PmmAt::ShutOdd`] | |
 //!
 //! Epoch words are 8 bits wide here, which changes nothing but where they wrap; [`Region::Wrapping`] starts there.
@@ -72,6 +73,9 @@ pub enum Rule {
     RecheckAfterReset,
     /// Device reset: nothing that was begun before it is left when DeviceReady := 0.
     DrainBeforeReset,
+    /// A PMM that presumes its guest gone publishes anew. (Without: EpochSeen := 0 under the same PmmEpoch, which a
+    /// guest that still waits for EpochSeen cannot tell from a hello that is not answered yet.)
+    PublishAtEnd,
     /// The PMM looks at Status.
     LookAtStatus,
     /// The PMM ends the extended session before it answers a plain guest.
@@ -218,6 +222,10 @@ pub enum PmmAt {
     ResetReady,
     /// A plain guest: end the extended session.
     EndExtended,
+    /// A guest that has not acted on a bell for too long is presumed gone: stop, drain, release.
+    PresumeGone,
+    /// The end of an extended session that is not followed by Publish: EpochSeen := 0.
+    EndSeen,
     /// A plain guest asks for a queue: drain.
     PlainDrain,
     /// Own half of the ring.
@@ -379,6 +387,8 @@ pub struct Hardships {
     pub faults: u8,
     /// Device resets that the driver asks for.
     pub resets: u8,
+    /// Guests that live and are presumed gone (one that a debugger held, say).
+    pub silences: u8,
 }
 
 /// The model and its parameters.
@@ -511,7 +521,7 @@ mod tests {
     use super::*;
     use crate::{caught, safe, stranded, verify};
 
-    const NONE: Hardships = Hardships { pmm: 0, guest: 0, plain: 0, faults: 0, resets: 0 };
+    const NONE: Hardships = Hardships { pmm: 0, guest: 0, plain: 0, faults: 0, resets: 0, silences: 0 };
     const ONE_OF_EACH: Hardships = Hardships { pmm: 1, guest: 1, ..NONE };
     const DEVICE: Hardships = Hardships { faults: 1, resets: 1, ..NONE };
     const PLAIN: Hardships = Hardships { plain: 1, guest: 1, ..NONE };
@@ -561,6 +571,13 @@ mod tests {
     #[test]
     fn deaths_in_the_middle_of_faults_and_resets() {
         verify(&all(Region::Stale, Hardships { faults: 1, resets: 1, ..ONE_OF_EACH }));
+    }
+
+    #[test]
+    fn guests_that_are_presumed_gone_come_back() {
+        verify(&all(Region::Fresh, Hardships { silences: 2, ..NONE }));
+        verify(&all(Region::Stale, Hardships { silences: 1, ..ONE_OF_EACH }));
+        verify(&all(Region::Fresh, Hardships { silences: 1, ..DEVICE }));
     }
 
     #[test]
@@ -684,6 +701,11 @@ mod tests {
     #[test]
     fn reset_needs_the_drain() {
         caught(&without(Rule::DrainBeforeReset, Region::Fresh, DEVICE), Broken::WroteForeignBuffer);
+    }
+
+    #[test]
+    fn a_guest_that_was_presumed_gone_needs_a_new_epoch() {
+        strands(&without(Rule::PublishAtEnd, Region::Fresh, Hardships { silences: 1, ..NONE }));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Three models say what the two sides of a link do to the words that they share, one access per transition, and a
 //! model checker visits every state that any interleaving, any lost doorbell and any death can lead to:
 //!
-//! - [`handshake`]: the epochs. Publish, Hello, Adopt, Start, device reset, Fault, Shutdown, and the plain guest that
-//!   turns up in between. Either side dies between any two stores; what was begun completes late, even after its
+//! - [`handshake`]: the epochs. Publish, Hello, Adopt, Start, device reset, Fault, Shutdown, the guest that is
+//!   presumed gone and is not, and the plain guest that turns up in between. Either side dies between any two stores; what was begun completes late, even after its
 //!   process is dead.
 //! - [`doorbell`]: one ring with EVENT_IDX, two doorbells that lose, the Bell and Seen words, and timers on the PMM's
 //!   side alone. Nothing hangs, and at the end nothing ticks.

@@ -12,6 +12,7 @@ impl Handshake {
             out.push(Move { step, hardship, next });
         };
         let new_pmm = w.pmm_epoch != g.p;
+        let ended = w.epoch_seen != g.epoch && !self.rule(Rule::PublishAtEnd);
         match g.at {
             LoadEpoch => {
                 if w.pmm_epoch != 0 && w.pmm_epoch & 1 == 0 {
@@ -117,6 +118,9 @@ impl Handshake {
                         n.guest.at = if n.guest.owed { LoadEpoch } else { Harvest };
                     });
                 }
+                if ended {
+                    go("guest look: EpochSeen is not the epoch", false, &|n| n.guest.at = Harvest);
+                }
                 if g.posted < self.posts {
                     go("guest Run: post a buffer", false, &|n| {
                         n.words.available.index += 1;
@@ -158,6 +162,9 @@ impl Handshake {
                 if new_pmm {
                     go("guest look: PmmEpoch is not p", false, &|n| say_hello(n));
                 }
+                if ended {
+                    go("guest look: EpochSeen is not the epoch", false, &|n| say_hello(n));
+                }
                 if w.device_ready == 0 {
                     go("guest device reset: DeviceReady is 0", false, &|n| {
                         n.guest.at = if self.rule(Rule::WaitFaultZero) { WaitFault } else { RecheckReset };
@@ -167,6 +174,9 @@ impl Handshake {
             WaitFault => {
                 if new_pmm {
                     go("guest look: PmmEpoch is not p", false, &|n| say_hello(n));
+                }
+                if ended {
+                    go("guest look: EpochSeen is not the epoch", false, &|n| say_hello(n));
                 }
                 if w.fault == Fault::None {
                     go("guest device reset: Fault is 0", false, &|n| n.guest.at = RecheckReset);

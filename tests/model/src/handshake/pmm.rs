@@ -175,6 +175,26 @@ impl Handshake {
                 n.pmm.ready = false;
                 n.pmm.faulted = false;
                 n.pmm.mode = Mode::Plain;
+                n.pmm.at = PmmAt::EndSeen;
+            }),
+            PmmAt::PresumeGone => go("PMM end: stop, drain, release", &|n| {
+                n.pmm.work = None;
+                n.pmm.ready = false;
+                n.pmm.faulted = false;
+                n.pmm.mode = Mode::Nobody;
+                n.pmm.at = PmmAt::EndSeen;
+                if self.rule(Rule::PublishAtEnd) {
+                    n.pmm = Pmm { number: n.pmm.number, ..Pmm::default() };
+                }
+            }),
+            PmmAt::EndSeen => go("PMM end: EpochSeen := 0", &|n| {
+                n.words.epoch_seen = 0;
+                n.words.seen_of = 0;
+                // What was adopted is no hello a second time.
+                if n.pmm.adopted != 0 {
+                    n.pmm.d0 = n.pmm.adopted;
+                    n.pmm.adopted = 0;
+                }
                 n.pmm.at = PmmAt::Serve;
             }),
             PmmAt::PlainDrain => go("PMM plain: drain", &|n| {
@@ -253,6 +273,12 @@ impl Handshake {
                     n.pmm.at = PmmAt::FaultDrain;
                 });
             }
+        }
+        if p.mode == Mode::Extended && s.left.silences > 0 {
+            go("*** PMM presumes the guest gone", true, &|n| {
+                n.left.silences -= 1;
+                n.pmm.at = PmmAt::PresumeGone;
+            });
         }
         if p.mode == Mode::Plain && status {
             if w.queue_num {
