@@ -1,0 +1,412 @@
+//! The command line of `pmm`, in kvmtool's names where kvmtool has one. A flag may repeat, and the last one wins, so
+//! that scripts can append to a command line that they do not own.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use super::describe::{self, LinkDescription};
+use super::later::{Later, WithoutEffect, refuse_bare_dashes};
+use super::value::{ConsoleEnd, Doorbell, Number};
+use crate::failure::{Failure, misuse, refused};
+
+/// What to do, checked.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Serve links.
+    Run(Run),
+    /// Ask a running `pmm`.
+    Status(StatusRequest),
+    /// Print this on standard output and end with 0: help, version, a configuration file.
+    Print(String),
+}
+
+/// `pmm run`, checked: everything that is needed to open and serve the links.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The links, at least one, with names that differ and nothing that two of them would both own.
+    pub links: Vec<LinkDescription>,
+    /// Where the control socket is to be; a default from the first link's name and the process id if not given.
+    pub control: Option<PathBuf>,
+    /// How long a peer of a doorbell may be absent before the PMM gives up. `None`: for ever.
+    pub wait: Option<Duration>,
+    /// What is logged, and how.
+    pub log: LogOptions,
+    /// Lines to log once logging is set up: options without effect, defaults that were taken.
+    pub notes: Vec<String>,
+}
+
+/// What is logged on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The least severe message that is shown.
+    pub level: LogLevel,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
+
+/// Severity of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What made or makes the PMM fail.
+    Error,
+    /// What a guest or peer did wrong, or what was lost.
+    Warn,
+    /// Starts, ends, sessions.
+    #[default]
+    Info,
+    /// Every doorbell and change of state.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `pmm status`, checked.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StatusRequest {
+    /// The control socket to ask; without it the only running pmm of this user
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print the snapshot as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Stay, and print again whenever the snapshot has changed
+    #[arg(long)]
+    pub follow: bool,
+    /// Wait until a value of the snapshot is as said, then print it; may repeat, and then all must hold
+    ///
+    /// CONDITION is PATH OP VALUE: dots between the names and indices of the JSON snapshot, an element of a list by
+    /// index or by its "name"; one of = != < <= > >=; a number or text.
+    /// Example: --wait-for 'links.0.devices.rng.state=running'
+    #[arg(long, value_name = "CONDITION", action = clap::ArgAction::Append)]
+    pub wait_for: Vec<String>,
+    /// How long --wait-for may wait; then it ends with 1 and names what it waited for
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    pub timeout: Number,
+}
+
+/// One link in the words of the command line, which are also the keys of a `[[link]]` in a configuration file.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct LinkOptions {
+    /// What messages and the status call this link [default: link0, link1 ...]
+    #[arg(long, value_name = "NAME", help_heading = "Link")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+
+    /// Headers lie at the start of the region, 0x200 bytes a device, with no device tree before them (required: the
+    /// other placement comes in a later version)
+    #[arg(long, help_heading = "Region")]
+    pub no_dtb: bool,
+    /// The address at which the guest sees the region; a multiple of 4096
+    #[arg(long, value_name = "A", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_addr: Option<Number>,
+    /// Size of the region in bytes; a multiple of 4096
+    #[arg(long, value_name = "N", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_size: Option<Number>,
+    /// The region is in this file, which an emulator may map too; made if it does not exist
+    #[arg(long, value_name = "PATH", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_file: Option<PathBuf>,
+    /// Where in --shmem-file (or --shmem-fd) the region starts; a multiple of 4096 [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_offset: Option<Number>,
+    /// The region is this POSIX shared memory object (/dev/shm/NAME); made if it does not exist
+    #[arg(long, value_name = "NAME", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_posix: Option<String>,
+    /// The region is behind this open file descriptor, inherited from the parent
+    #[arg(long, value_name = "N", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shmem_fd: Option<Number>,
+    /// Zero the region first: only when it is certain that no guest runs on it
+    #[arg(long, help_heading = "Region")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
+    /// Keep here what a guest of the plain profile needs to survive a killed PMM
+    #[arg(long, value_name = "FILE", help_heading = "Region")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
+
+    /// How the two sides wake each other: unix-stream:PATH[,listen] (one byte is one doorbell: a chardev socket of
+    /// QEMU), unix-dgram:bind=PATH,peer=PATH (one datagram is one doorbell), poll[:MICROSECONDS] (none; memory is
+    /// looked at again and again) [default: poll]
+    #[arg(long, value_name = "DOORBELL", help_heading = "Doorbell")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doorbell: Option<Doorbell>,
+
+    /// Offer an entropy device
+    #[arg(long, help_heading = "Devices")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rng: bool,
+    /// Largest size of its queue; a power of two from 2 to 1024 [default: 8]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rng_queue: Option<Number>,
+    /// Bytes of the region in which its driver keeps buffers [default: 2K]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rng_pool: Option<Number>,
+    /// Offer a console that ends at: stdio (or virtio, the same; Ctrl-A x ends, Ctrl-A h helps), pty[:LINK] (a new
+    /// pseudo-terminal), unix:PATH (a listening socket), file:PATH (output is appended)
+    #[arg(long, value_name = "END", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleEnd>,
+    /// Largest size of each of its queues; a power of two from 2 to 1024 [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_queue: Option<Number>,
+    /// Bytes of the region in which its driver keeps buffers [default: 32K]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_pool: Option<Number>,
+}
+
+/// The physical machine monitor of hypervisor-less virtio: offers virtio devices to a guest that shares memory with
+/// this host and runs without a hypervisor.
+#[derive(Parser, Debug)]
+#[command(
+    name = "pmm",
+    version,
+    args_override_self = true,
+    subcommand_required = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 all was well; 2 the command is wrong, nothing was touched; 1 the machine or a \
+                        peer refused."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Subcommand, Debug)]
+enum Sub {
+    /// Serve a guest (with --config: several) until it is told to end
+    #[command(after_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Show the links, devices, queues and counters of a running pmm
+    Status(StatusRequest),
+}
+
+const RUN_HELP: &str = "\
+Numbers are decimal or 0x, with K, M or G. A flag may repeat: the last one wins.
+Without --shmem-file, --shmem-posix and --shmem-fd the region is a new memfd, whose path in /proc is printed.
+
+Example, with an emulated board whose memory is the file /tmp/ddr and whose UART is the socket /tmp/bell:
+  pmm run --pmm --no-dtb --shmem-addr 0x10000000 --shmem-size 16M --shmem-file /tmp/ddr \\
+      --shmem-offset 0x10000000 --doorbell unix-stream:/tmp/bell --rng --console stdio";
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    #[command(flatten)]
+    link: LinkOptions,
+
+    /// Read the links from this TOML file instead: a [[link]] each, whose keys are the options' names
+    #[arg(long, value_name = "FILE", help_heading = "Process")]
+    config: Option<PathBuf>,
+    /// Where `pmm status` asks [default: in $XDG_RUNTIME_DIR/pmm or /tmp/pmm-UID, printed at the start]
+    #[arg(long, value_name = "PATH", help_heading = "Process")]
+    control: Option<PathBuf>,
+    /// Give up when the peer of a doorbell is absent for so long [default: wait for ever]
+    #[arg(long, value_name = "SECONDS", help_heading = "Process")]
+    wait: Option<Number>,
+    /// Log at level debug, as --log-level debug does
+    #[arg(long, action = clap::ArgAction::Count, help_heading = "Process")]
+    debug: u8,
+    /// The least severe message that is logged [default: info]
+    #[arg(long, value_name = "LEVEL", value_enum, help_heading = "Process")]
+    log_level: Option<LogLevel>,
+    /// Log one JSON object a line
+    #[arg(long, help_heading = "Process")]
+    log_json: bool,
+    /// Print the links as a configuration file and end; nothing is opened
+    #[arg(long, help_heading = "Process")]
+    print_config: bool,
+
+    #[command(flatten)]
+    without_effect: WithoutEffect,
+    #[command(flatten)]
+    later: Later,
+}
+
+/// A configuration file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Config {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait: Option<Number>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_level: Option<LogLevel>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    log_json: bool,
+    link: Vec<LinkOptions>,
+}
+
+/// Reads a command line; the first of `args` is the program's name, as in [`std::env::args_os`].
+///
+/// # Errors
+///
+/// [`Failure::Misuse`] for anything that is wrong with the command or the configuration, in one line that names option,
+/// value and way out; [`Failure::Refused`] if the configuration file cannot be read. Nothing else was touched then.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    refuse_bare_dashes(&args)?;
+    let matches = match Cli::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => return one_line(&error),
+    };
+    match Cli::from_arg_matches(&matches).map_err(|error| Failure::Misuse(error.to_string()))?.command {
+        Sub::Status(request) => status(request),
+        Sub::Run(args) => run(*args),
+    }
+}
+
+fn status(request: StatusRequest) -> Result<Command, Failure> {
+    for condition in &request.wait_for {
+        crate::observe::Condition::parse(condition).map_err(Failure::Misuse)?;
+    }
+    if request.follow && !request.wait_for.is_empty() {
+        return misuse("--follow and --wait-for: one never ends and the other does; choose one");
+    }
+    Ok(Command::Status(request))
+}
+
+fn run(args: RunArgs) -> Result<Command, Failure> {
+    args.later.refuse()?;
+    let mut notes = args.without_effect.notes()?;
+    let (mut config, source) = match &args.config {
+        None => (Config { link: vec![args.link], ..Config::default() }, None),
+        Some(path) => {
+            if let Some(option) = first_given(&args.link) {
+                return misuse(format!(
+                    "--{option} and --config {}: the links come from the file; write '{option}' in its [[link]]",
+                    path.display()
+                ));
+            }
+            (read_config(path)?, Some(path.as_path()))
+        }
+    };
+    // The process's own options: what the command line says goes before the file.
+    config.control = args.control.or(config.control);
+    config.wait = args.wait.or(config.wait);
+    config.log_level = args.log_level.or((args.debug > 0).then_some(LogLevel::Debug)).or(config.log_level);
+    config.log_json |= args.log_json;
+
+    let links = describe::describe(&config.link, source, &mut notes)?;
+    let control = config.control.clone();
+    if let Some(path) = &control {
+        super::value::socket_path(&path.to_string_lossy())
+            .map_err(|bad| Failure::Misuse(format!("--control {}: {bad}", path.display())))?;
+    }
+    describe::check_together(&links, control.as_deref())?;
+    if args.print_config {
+        let text =
+            toml::to_string(&config).map_err(|error| Failure::Misuse(format!("--print-config: {error}")))?;
+        return Ok(Command::Print(text));
+    }
+    Ok(Command::Run(Run {
+        links,
+        control,
+        wait: config.wait.map(|Number(seconds)| Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
+        log: LogOptions { level: config.log_level.unwrap_or_default(), json: config.log_json },
+        notes,
+    }))
+}
+
+/// The first option of a link that was given, as its name; `None` if none was.
+fn first_given(link: &LinkOptions) -> Option<String> {
+    if *link == LinkOptions::default() {
+        return None;
+    }
+    // Written as TOML, what was given is what is there; `no-dtb` is there always.
+    let text = toml::to_string(link).unwrap_or_default();
+    let given =
+        text.lines().filter(|line| *line != "no-dtb = false").filter_map(|line| line.split(" = ").next());
+    given.map(str::to_string).next()
+}
+
+fn read_config(path: &Path) -> Result<Config, Failure> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            return refused(format!(
+                "--config {}: cannot be read ({error}); name a readable file",
+                path.display()
+            ));
+        }
+    };
+    let config: Config = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let at = line.map(|line| format!(" line {line}")).unwrap_or_default();
+        let what = error.message().lines().collect::<Vec<_>>().join(" ");
+        Failure::Misuse(format!("--config {}{at}: {what}; correct the file", path.display()))
+    })?;
+    if config.link.is_empty() {
+        return misuse(format!("--config {}: describes no link; add a [[link]]", path.display()));
+    }
+    Ok(config)
+}
+
+/// clap's errors are paragraphs; a script and a log want one line that names option, value and way out.
+fn one_line(error: &clap::Error) -> Result<Command, Failure> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(all)) => all.join(", "),
+        Some(ContextValue::StyledStr(text)) => text.to_string(),
+        _ => String::new(),
+    };
+    let (arg, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+    // clap names an option with its value's placeholder; the reader knows the option without it.
+    let option = arg.split([' ', '=']).next().unwrap_or_default();
+    misuse(match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            return Ok(Command::Print(error.render().to_string()));
+        }
+        ErrorKind::UnknownArgument => {
+            let near = text(ContextKind::SuggestedArg);
+            let hint = match near.as_str() {
+                "" => "'pmm run --help' lists the options".to_string(),
+                near => format!("is '{near}' meant? 'pmm run --help' lists the options"),
+            };
+            let kind = if arg.starts_with('-') { "unknown option" } else { "not an option" };
+            format!("{arg}: {kind}; {hint}")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => {
+            format!("{option}: its value is missing; write '{arg}'")
+        }
+        ErrorKind::InvalidValue => {
+            format!("{option} {value}: unknown value; write one of {}", text(ContextKind::ValidValue))
+        }
+        ErrorKind::ValueValidation => {
+            let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("{option} {value}: {why}")
+        }
+        ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
+            format!("{option} {value}: takes no value; leave it out")
+        }
+        ErrorKind::InvalidSubcommand => {
+            let word = text(ContextKind::InvalidSubcommand);
+            format!("{word}: unknown command; write 'pmm run' or 'pmm status'")
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "a command is missing; write 'pmm run' or 'pmm status' ('pmm --help' explains them)".into()
+        }
+        _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_string(),
+    })
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,439 @@
+//! From words to links: each [`LinkOptions`] is checked alone, then all of them together. What passes can still be
+//! refused by the machine, but it makes sense.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
+use serde::Serialize;
+
+use super::cli::LinkOptions;
+use super::value::{ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number};
+use crate::failure::{Failure, misuse};
+
+/// Regions, their addresses and their offsets in a file are multiples of this.
+const PAGE: u64 = 4096;
+
+/// The plain profile names a ring by a 32-bit number of 4096-byte pages, so everything lies below this address.
+const ADDRESS_LIMIT: u64 = 1 << 44;
+
+/// One link: a region, a doorbell, devices. Checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LinkDescription {
+    /// What messages and the status call it: letters, digits, `.`, `_` and `-`, at most 32.
+    pub name: String,
+    /// The address at which the guest sees the region; a multiple of 4096, never 0.
+    pub base: u64,
+    /// Size of the region in bytes; a multiple of 4096.
+    pub size: u32,
+    /// Where the region comes from.
+    pub memory: Memory,
+    /// How the two sides wake each other.
+    pub doorbell: Doorbell,
+    /// The entropy device.
+    pub rng: Option<RngDescription>,
+    /// The console.
+    pub console: Option<ConsoleDescription>,
+    /// Whether the region is zeroed first.
+    pub fresh: bool,
+    /// Where a plain guest's state is kept over a PMM's death.
+    pub state: Option<PathBuf>,
+}
+
+/// Where a region comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// A new memfd of this process.
+    Memfd,
+    /// Part of a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where in it the region starts, in bytes; a multiple of 4096.
+        offset: u64,
+    },
+    /// A POSIX shared memory object, by its name without a slash.
+    Posix(String),
+    /// Part of what an inherited file descriptor stands for.
+    Fd {
+        /// Its number.
+        fd: i32,
+        /// Where in it the region starts, in bytes; a multiple of 4096.
+        offset: u64,
+    },
+}
+
+/// An entropy device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RngDescription {
+    /// Largest size of its queue; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its buffers.
+    pub pool: u32,
+}
+
+/// A console device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConsoleDescription {
+    /// Where it ends on this host.
+    pub end: ConsoleEnd,
+    /// Largest size of each of its two queues; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its buffers.
+    pub pool: u32,
+}
+
+impl LinkDescription {
+    /// The devices in the order of their windows, which is kvmtool's.
+    pub fn devices(&self) -> Vec<DeviceSpec> {
+        let rng = self.rng.as_ref().map(|rng| DeviceSpec {
+            queues: [rng.queue, 0, 0, 0],
+            pool: rng.pool,
+            ..DeviceSpec::RNG
+        });
+        let console = self.console.as_ref().map(|console| DeviceSpec {
+            queues: [console.queue, console.queue, 0, 0],
+            pool: console.pool,
+            ..DeviceSpec::CONSOLE
+        });
+        rng.into_iter().chain(console).collect()
+    }
+
+    /// Where everything lies in the region.
+    ///
+    /// # Errors
+    ///
+    /// None for a description that came from [`parse`](super::parse), which has asked before.
+    pub fn layout(&self) -> Result<Layout, LayoutError> {
+        Layout::place(&self.devices(), self.size)
+    }
+}
+
+/// How an option of this link is named in a message: as typed, or by its place in the file.
+struct Place<'a> {
+    file: Option<&'a Path>,
+    link: &'a str,
+}
+
+impl Place<'_> {
+    fn option(&self, name: &str) -> String {
+        match self.file {
+            None => format!("--{name}"),
+            Some(file) => format!("{}, link '{}': {name}", file.display(), self.link),
+        }
+    }
+
+    /// The option as the reader would write it: with dashes only on a command line.
+    fn bare(&self, name: &str) -> String {
+        if self.file.is_none() { format!("--{name}") } else { name.into() }
+    }
+
+    fn example(&self, name: &str) -> String {
+        let value = if name == "shmem-size" { "16M" } else { "0x10000000" };
+        if self.file.is_none() { format!("--{name} {value}") } else { format!("{name} = \"{value}\"") }
+    }
+
+    fn number(&self, name: &str, value: Option<Number>) -> Result<u64, Failure> {
+        match value {
+            Some(Number(value)) => Ok(value),
+            None => misuse(format!(
+                "{} is missing: say where the region is and how large, as in '{}'",
+                self.option(name),
+                self.example(name)
+            )),
+        }
+    }
+}
+
+/// Checks each link alone. Adds a line to `notes` for every default that the user should know of.
+pub(super) fn describe(
+    links: &[LinkOptions],
+    file: Option<&Path>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<LinkDescription>, Failure> {
+    links.iter().enumerate().map(|(index, options)| describe_one(options, index, file, notes)).collect()
+}
+
+fn describe_one(
+    options: &LinkOptions,
+    index: usize,
+    file: Option<&Path>,
+    notes: &mut Vec<String>,
+) -> Result<LinkDescription, Failure> {
+    let name = options.name.clone().unwrap_or_else(|| format!("link{index}"));
+    let at = Place { file, link: &name };
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > 32 || !name.chars().all(fine) || name.starts_with(['.', '-']) {
+        return misuse(format!(
+            "{} '{}': use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first",
+            at.option("name"),
+            name.escape_default()
+        ));
+    }
+    if !options.no_dtb {
+        return misuse(format!(
+            "{} is missing: the placement with a device tree will come in a later version; add it",
+            at.option("no-dtb")
+        ));
+    }
+
+    let base = at.number("shmem-addr", options.shmem_addr)?;
+    let size = at.number("shmem-size", options.shmem_size)?;
+    if base == 0 || !base.is_multiple_of(PAGE) {
+        return misuse(format!(
+            "{} {base:#x}: use a multiple of 4096 that is not 0, the address at which the guest sees the region",
+            at.option("shmem-addr")
+        ));
+    }
+    if !size.is_multiple_of(PAGE) {
+        return misuse(format!("{} {size:#x}: use a multiple of 4096", at.option("shmem-size")));
+    }
+    let Some(size) = u32::try_from(size).ok() else {
+        return misuse(format!(
+            "{} {size:#x}: a region is smaller than 4G; use less",
+            at.option("shmem-size")
+        ));
+    };
+    if base.checked_add(u64::from(size)).is_none_or(|end| end > ADDRESS_LIMIT) {
+        return misuse(format!(
+            "{} {base:#x}: the region would end above {ADDRESS_LIMIT:#x}, where rings cannot be named; use a lower address",
+            at.option("shmem-addr")
+        ));
+    }
+
+    let memory = memory(options, size, &at)?;
+    let doorbell = options.doorbell.clone().unwrap_or_else(|| {
+        notes.push(format!("{name}: no --doorbell, so memory is looked at every {DEFAULT_POLL_MICROS} µs"));
+        Doorbell::Poll { micros: DEFAULT_POLL_MICROS }
+    });
+    let rng = device(&at, "rng", options.rng, (options.rng_queue, options.rng_pool), DeviceSpec::RNG)?
+        .map(|(queue, pool)| RngDescription { queue, pool });
+    let sizes = (options.console_queue, options.console_pool);
+    let console = device(&at, "console", options.console.is_some(), sizes, DeviceSpec::CONSOLE)?;
+    let console = options.console.clone().zip(console).map(|(end, (queue, pool))| ConsoleDescription {
+        end,
+        queue,
+        pool,
+    });
+    if rng.is_none() && console.is_none() {
+        let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
+        return misuse(format!("{link} has no device: add '{}' or '{}'", at.bare("rng"), at.bare("console")));
+    }
+    let link = LinkDescription {
+        memory,
+        doorbell,
+        rng,
+        console,
+        base,
+        size,
+        fresh: options.fresh,
+        state: options.state.clone(),
+        name: name.clone(),
+    };
+    match link.layout() {
+        Ok(_) => Ok(link),
+        Err(LayoutError::TooSmall { need, .. }) => misuse(format!(
+            "{} {size:#x}: too small for these devices, which need {need:#x} bytes; use at least that",
+            at.option("shmem-size")
+        )),
+        Err(error) => misuse(format!("link '{name}': {error}")),
+    }
+}
+
+fn memory(options: &LinkOptions, size: u32, at: &Place) -> Result<Memory, Failure> {
+    let given = [
+        ("shmem-file", options.shmem_file.is_some()),
+        ("shmem-posix", options.shmem_posix.is_some()),
+        ("shmem-fd", options.shmem_fd.is_some()),
+    ];
+    let mut given = given.iter().filter(|(_, given)| *given).map(|(option, _)| *option);
+    let (first, second) = (given.next(), given.next());
+    if let (Some(first), Some(second)) = (first, second) {
+        return misuse(format!(
+            "{} contradicts '{}': a region comes from one place; leave one out",
+            at.option(first),
+            at.bare(second)
+        ));
+    }
+    let offset = options.shmem_offset.unwrap_or_default().0;
+    if options.shmem_offset.is_some() && !matches!(first, Some("shmem-file" | "shmem-fd")) {
+        return misuse(format!(
+            "{} {}: only '{}' and '{}' have an offset; leave it out",
+            at.option("shmem-offset"),
+            Number(offset),
+            at.bare("shmem-file"),
+            at.bare("shmem-fd")
+        ));
+    }
+    if !offset.is_multiple_of(PAGE)
+        || offset.checked_add(u64::from(size)).is_none_or(|end| end > i64::MAX as u64)
+    {
+        return misuse(format!(
+            "{} {offset:#x}: use a multiple of 4096 at which a file can be {size:#x} bytes longer",
+            at.option("shmem-offset")
+        ));
+    }
+    if let Some(path) = &options.shmem_file {
+        if path.as_os_str().is_empty() {
+            return misuse(format!("{}: the path is empty; name a file", at.option("shmem-file")));
+        }
+        return Ok(Memory::File { path: path.clone(), offset });
+    }
+    if let Some(name) = &options.shmem_posix {
+        let bare = name.strip_prefix('/').unwrap_or(name);
+        if bare.is_empty() || bare.len() > 254 || bare.contains(['/', '\0']) || bare == "." || bare == ".." {
+            return misuse(format!(
+                "{} {name}: use a name of 1 to 254 bytes with no slash in it",
+                at.option("shmem-posix")
+            ));
+        }
+        return Ok(Memory::Posix(bare.into()));
+    }
+    if let Some(Number(fd)) = options.shmem_fd {
+        return match i32::try_from(fd) {
+            Ok(fd) if fd > 2 => Ok(Memory::Fd { fd, offset }),
+            _ => misuse(format!(
+                "{} {fd}: use the number of an inherited descriptor, above 2",
+                at.option("shmem-fd")
+            )),
+        };
+    }
+    Ok(Memory::Memfd)
+}
+
+/// Queue size and pool of the device `owner`: as asked, or the default's. `None` without that device.
+fn device(
+    at: &Place,
+    owner: &str,
+    exists: bool,
+    (queue, pool): (Option<Number>, Option<Number>),
+    default: DeviceSpec,
+) -> Result<Option<(u16, u32)>, Failure> {
+    let (queue_option, pool_option) = (format!("{owner}-queue"), format!("{owner}-pool"));
+    if !exists {
+        let given = queue.map(|size| (&queue_option, size)).or(pool.map(|size| (&pool_option, size)));
+        return match given {
+            Some((option, size)) => misuse(format!(
+                "{} {size}: there is no such device; add '{}' or leave it out",
+                at.option(option),
+                at.bare(owner)
+            )),
+            None => Ok(None),
+        };
+    }
+    let queue = match queue {
+        None => default.queues[0],
+        Some(Number(size)) => match u16::try_from(size) {
+            Ok(size) if (2..=MAX_QUEUE_SIZE).contains(&size) && size.is_power_of_two() => size,
+            _ => {
+                let option = at.option(&queue_option);
+                return misuse(format!("{option} {size}: use a power of two from 2 to {MAX_QUEUE_SIZE}"));
+            }
+        },
+    };
+    let pool = match pool {
+        None => default.pool,
+        Some(Number(size)) => match u32::try_from(size) {
+            Ok(size) if size >= 64 => size,
+            _ => {
+                let option = at.option(&pool_option);
+                return misuse(format!(
+                    "{option} {}: use at least 64 bytes and less than the region",
+                    Number(size)
+                ));
+            }
+        },
+    };
+    Ok(Some((queue, pool)))
+}
+
+/// Checks that no two links, and no two devices, would own the same thing.
+pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) -> Result<(), Failure> {
+    // (what is owned, by which option)
+    let mut owned: Vec<(String, String)> = Vec::new();
+    owned.extend(control.map(|path| (shown(path), "--control".into())));
+    for link in links {
+        let mut own =
+            |thing: String, option: &str| owned.push((thing, format!("--{option} of '{}'", link.name)));
+        own(format!("the name '{}'", link.name), "name");
+        match &link.doorbell {
+            Doorbell::UnixStream { path, .. } => own(shown(path), "doorbell"),
+            Doorbell::UnixDgram { bind, peer } => {
+                own(shown(bind), "doorbell bind=");
+                own(shown(peer), "doorbell peer=");
+            }
+            Doorbell::Poll { .. } => {}
+        }
+        match link.console.as_ref().map(|console| &console.end) {
+            None | Some(ConsoleEnd::Pty(None)) => {}
+            Some(ConsoleEnd::Stdio) => own("this terminal".into(), "console"),
+            Some(ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path)) => {
+                own(shown(path), "console");
+            }
+        }
+        if let Some(path) = &link.state {
+            own(shown(path), "state");
+        }
+    }
+    let mut owners: HashMap<&str, &str> = HashMap::new();
+    for (thing, option) in &owned {
+        if let Some(other) = owners.insert(thing, option) {
+            return misuse(format!("{option} and {other} are both {thing}: each needs its own; change one"));
+        }
+    }
+    // Several regions may share a file, but nothing else may be it.
+    for link in links {
+        if let Memory::File { path, .. } = &link.memory
+            && let Some(other) = owners.get(shown(path).as_str())
+        {
+            return misuse(format!(
+                "--shmem-file of '{}' and {other} are both {}: each needs its own; change one",
+                link.name,
+                shown(path)
+            ));
+        }
+    }
+    for (index, one) in links.iter().enumerate() {
+        for other in &links[..index] {
+            if overlap(one, other) {
+                return misuse(format!(
+                    "--shmem-size of '{}': its region ({:#x} bytes from {:#x}) overlaps the one of '{}'; give each link memory of its own",
+                    one.name,
+                    one.size,
+                    place(&one.memory).1,
+                    other.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn shown(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string()
+}
+
+/// What holds a region, and where in it.
+fn place(memory: &Memory) -> (Option<String>, u64) {
+    match memory {
+        Memory::Memfd => (None, 0),
+        Memory::File { path, offset } => (Some(shown(path)), *offset),
+        Memory::Posix(name) => (Some(format!("/dev/shm/{name}")), 0),
+        Memory::Fd { fd, offset } => (Some(format!("descriptor {fd}")), *offset),
+    }
+}
+
+fn overlap(one: &LinkDescription, other: &LinkDescription) -> bool {
+    let ((a, start_a), (b, start_b)) = (place(&one.memory), place(&other.memory));
+    let same = a.is_some() && (a == b || same_file(a, b));
+    same && start_a < start_b + u64::from(other.size) && start_b < start_a + u64::from(one.size)
+}
+
+/// Whether two names, if they exist, lead to one file: a link in the file system does not hide an overlap.
+fn same_file(a: Option<String>, b: Option<String>) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: Option<String>| std::fs::metadata(path?).ok().map(|meta| (meta.dev(), meta.ino()));
+    let (a, b) = (id(a), id(b));
+    a.is_some() && a == b
+}

@@ -1,0 +1,14 @@
+//! What the user asked for, as plain data.
+//!
+//! A command line and a configuration file say the same things in the same words: both become [`LinkOptions`], the
+//! words as written, and from there [`LinkDescription`]s, checked one by one and against each other. Nothing here opens
+//! anything (`--config` alone is read), and nothing here is global: a program may hold several sets of options.
+
+mod cli;
+mod describe;
+mod later;
+mod value;
+
+pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
+pub use describe::{ConsoleDescription, LinkDescription, Memory, RngDescription};
+pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number};

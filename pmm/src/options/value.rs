@@ -1,0 +1,320 @@
+//! The values that options take: numbers, doorbells, console ends. Each is written the same way on the command line
+//! and in a configuration file, and prints as it is written.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// What is wrong with a value and what to write instead; the caller adds the option and the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadValue(pub String);
+
+impl fmt::Display for BadValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadValue {}
+
+/// A number: decimal or 0x, with K, M or G (binary: 1024 and its powers) behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Number(pub u64);
+
+impl FromStr for Number {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Number, BadValue> {
+        let bad =
+            || BadValue("write a number, decimal or 0x, with K, M or G if you like (16M, 0x1000000)".into());
+        let (digits, shift) = match text.as_bytes().last() {
+            Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+            Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+            Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+            _ => (text, 0),
+        };
+        let (digits, radix) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+            Some(hex) => (hex, 16),
+            None => (digits, 10),
+        };
+        // from_str_radix would take a sign.
+        if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+            return Err(bad());
+        }
+        let too_large = || BadValue("write a number below 2^64".into());
+        let value = u64::from_str_radix(digits, radix).map_err(|_| too_large())?;
+        value.checked_mul(1 << shift).map(Number).ok_or_else(too_large)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0..4096 => write!(f, "{}", self.0),
+            more => write!(f, "{more:#x}"),
+        }
+    }
+}
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        // TOML's integers are signed, and addresses read better in hexadecimal.
+        if self.0 < 4096 { to.serialize_u64(self.0) } else { to.collect_str(self) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Number, D::Error> {
+        struct Either;
+        impl de::Visitor<'_> for Either {
+            type Value = Number;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or one as text with K, M or G (\"16M\")")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Number, E> {
+                u64::try_from(value).map(Number).map_err(|_| E::custom("write a number that is not negative"))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Number, E> {
+                Ok(Number(value))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Number, E> {
+                text.parse().map_err(|bad| E::custom(format_args!("'{text}': {bad}")))
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// How the two sides wake each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doorbell {
+    /// One byte on a stream socket is one doorbell: QEMU's chardev socket.
+    UnixStream {
+        /// The socket in the file system.
+        path: PathBuf,
+        /// Whether the PMM is the one that listens.
+        listen: bool,
+    },
+    /// One datagram of one byte is one doorbell.
+    UnixDgram {
+        /// Where the PMM receives.
+        bind: PathBuf,
+        /// Where it sends.
+        peer: PathBuf,
+    },
+    /// No doorbell: both sides look at memory again and again.
+    Poll {
+        /// How often the PMM looks, in microseconds.
+        micros: u32,
+    },
+}
+
+/// How often a link without any doorbell is looked at when nothing else is said, in microseconds: 1 ms costs a host
+/// about 1 % of a core and adds half of that to a request.
+pub const DEFAULT_POLL_MICROS: u32 = 1000;
+
+/// Longest path that a socket address holds: 108 bytes with the final zero.
+const SOCKET_PATH: usize = 107;
+
+pub(crate) fn socket_path(text: &str) -> Result<PathBuf, BadValue> {
+    match text.len() {
+        0 => Err(BadValue("a path is missing".into())),
+        1..=SOCKET_PATH if !text.contains(['\0', ',']) => Ok(PathBuf::from(text)),
+        1..=SOCKET_PATH => Err(BadValue("the path of a socket cannot hold a comma here".into())),
+        long => Err(BadValue(format!(
+            "the path has {long} bytes and a socket's path at most {SOCKET_PATH}: use a shorter one"
+        ))),
+    }
+}
+
+impl FromStr for Doorbell {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Doorbell, BadValue> {
+        const KINDS: &str =
+            "write unix-stream:PATH[,listen], unix-dgram:bind=PATH,peer=PATH or poll[:MICROSECONDS]";
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        match kind {
+            "unix-stream" => {
+                let (path, flag) = rest.split_once(',').unwrap_or((rest, ""));
+                let listen = match flag {
+                    "" if !rest.ends_with(',') => false,
+                    "listen" => true,
+                    other => {
+                        return Err(BadValue(format!(
+                            "',{other}' is unknown: only ',listen' may follow the path"
+                        )));
+                    }
+                };
+                Ok(Doorbell::UnixStream { path: socket_path(path)?, listen })
+            }
+            "unix-dgram" => {
+                let (mut bind, mut peer) = (None, None);
+                for part in rest.split(',') {
+                    let slot = match part.split_once('=') {
+                        Some(("bind", path)) => (&mut bind, path),
+                        Some(("peer", path)) => (&mut peer, path),
+                        _ => return Err(BadValue("write unix-dgram:bind=PATH,peer=PATH".into())),
+                    };
+                    if slot.0.replace(socket_path(slot.1)?).is_some() {
+                        return Err(BadValue("'bind' and 'peer' are each given once".into()));
+                    }
+                }
+                match (bind, peer) {
+                    (Some(bind), Some(peer)) if bind == peer => {
+                        Err(BadValue("'bind' and 'peer' are the same socket: each side needs its own".into()))
+                    }
+                    (Some(bind), Some(peer)) => Ok(Doorbell::UnixDgram { bind, peer }),
+                    _ => Err(BadValue("write both: unix-dgram:bind=PATH,peer=PATH".into())),
+                }
+            }
+            "poll" if text == "poll" => Ok(Doorbell::Poll { micros: DEFAULT_POLL_MICROS }),
+            "poll" => match rest.parse::<Number>() {
+                Ok(Number(micros @ 1..=1_000_000)) => Ok(Doorbell::Poll { micros: micros as u32 }),
+                _ => Err(BadValue("write microseconds from 1 to 1000000 (one second)".into())),
+            },
+            _ => Err(BadValue(KINDS.into())),
+        }
+    }
+}
+
+impl fmt::Display for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doorbell::UnixStream { path, listen } => {
+                write!(f, "unix-stream:{}{}", path.display(), if *listen { ",listen" } else { "" })
+            }
+            Doorbell::UnixDgram { bind, peer } => {
+                write!(f, "unix-dgram:bind={},peer={}", bind.display(), peer.display())
+            }
+            Doorbell::Poll { micros } => write!(f, "poll:{micros}"),
+        }
+    }
+}
+
+/// Where a guest's console ends on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleEnd {
+    /// This terminal, or the pipes that stand in its place.
+    Stdio,
+    /// A new pseudo-terminal, and a symbolic link to it.
+    Pty(Option<PathBuf>),
+    /// A listening stream socket, one client at a time.
+    Unix(PathBuf),
+    /// A file that output is appended to; no input.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleEnd {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<ConsoleEnd, BadValue> {
+        match text.split_once(':') {
+            None if text == "stdio" || text == "virtio" => Ok(ConsoleEnd::Stdio),
+            None if text == "pty" => Ok(ConsoleEnd::Pty(None)),
+            Some(("pty", link)) if !link.is_empty() => Ok(ConsoleEnd::Pty(Some(link.into()))),
+            Some(("unix", path)) => Ok(ConsoleEnd::Unix(socket_path(path)?)),
+            Some(("file", path)) if !path.is_empty() => Ok(ConsoleEnd::File(path.into())),
+            _ => {
+                Err(BadValue("write stdio (or virtio, the same), pty[:LINK], unix:PATH or file:PATH".into()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ConsoleEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConsoleEnd::Stdio => f.write_str("stdio"),
+            ConsoleEnd::Pty(None) => f.write_str("pty"),
+            ConsoleEnd::Pty(Some(link)) => write!(f, "pty:{}", link.display()),
+            ConsoleEnd::Unix(path) => write!(f, "unix:{}", path.display()),
+            ConsoleEnd::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+/// Writes and reads a type as the text that the command line has for it.
+macro_rules! as_text {
+    ($($name:ty),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<$name, D::Error> {
+                let text = String::deserialize(from)?;
+                text.parse().map_err(|bad| de::Error::custom(format_args!("'{text}': {bad}")))
+            }
+        }
+    )*};
+}
+as_text!(Doorbell, ConsoleEnd);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let good = [
+            ("0", 0),
+            ("17", 17),
+            ("0x10", 16),
+            ("0X1f", 31),
+            ("4K", 4096),
+            ("16m", 16 << 20),
+            ("0x1G", 1 << 30),
+            ("0xffffffffffffffff", u64::MAX),
+        ];
+        for (text, value) in good {
+            assert_eq!(text.parse(), Ok(Number(value)), "{text}");
+        }
+        for text in
+            ["", "K", "0x", "+1", "-1", "1.5M", "16MB", "0x+1", "0x1ffffffffffffffff", "17179869184G", "ä"]
+        {
+            assert!(text.parse::<Number>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn doorbells_print_as_they_are_written() {
+        for text in ["unix-stream:/a/b", "unix-stream:b,listen", "unix-dgram:bind=/a,peer=/b", "poll:50"] {
+            assert_eq!(text.parse::<Doorbell>().unwrap().to_string(), text);
+        }
+        assert_eq!("poll".parse(), Ok(Doorbell::Poll { micros: DEFAULT_POLL_MICROS }));
+        let long = format!("unix-stream:/{}", "x".repeat(SOCKET_PATH));
+        for text in [
+            "",
+            "bell",
+            "unix-stream",
+            "unix-stream:",
+            "unix-stream:/a,",
+            "unix-stream:/a,server",
+            "unix-dgram:/a",
+            "unix-dgram:bind=/a",
+            "unix-dgram:bind=/a,peer=/a",
+            "unix-dgram:bind=/a,bind=/b,peer=/c",
+            "poll:",
+            "poll:0",
+            "poll:2000000",
+            &long,
+        ] {
+            assert!(text.parse::<Doorbell>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn console_ends_print_as_they_are_written() {
+        for text in ["stdio", "pty", "pty:/tmp/r5", "unix:/tmp/s", "file:/tmp/f"] {
+            assert_eq!(text.parse::<ConsoleEnd>().unwrap().to_string(), text);
+        }
+        assert_eq!("virtio".parse(), Ok(ConsoleEnd::Stdio));
+        for text in ["", "serial", "pty:", "unix:", "file:", "tcp:1"] {
+            assert!(text.parse::<ConsoleEnd>().is_err(), "{text}");
+        }
+    }
+}
