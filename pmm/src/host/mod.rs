@@ -1,0 +1,97 @@
+//! What devices talk to on this host.
+//!
+//! The traits are all that a device knows: bytes in and out, entropy, neither of which ever blocks. They need no `std`,
+//! since the devices behind them do not either. The implementations are Linux descriptors, opened before any guest's
+//! word is read; to the event loop they are [`HostEnd`]s, which say what they wait for.
+
+#[cfg(feature = "std")]
+mod entropy;
+#[cfg(feature = "std")]
+mod file;
+#[cfg(feature = "std")]
+mod nonblocking;
+#[cfg(feature = "std")]
+mod pty;
+#[cfg(feature = "std")]
+mod record;
+#[cfg(feature = "std")]
+mod shared;
+#[cfg(feature = "std")]
+mod socket;
+#[cfg(feature = "std")]
+mod stdio;
+
+#[cfg(feature = "std")]
+pub use self::{
+    entropy::SystemEntropy, file::FileEnd, pty::PtyEnd, record::StateFile, shared::SharedEnd,
+    socket::SocketEnd, stdio::StdioEnd,
+};
+
+/// Why bytes did not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndError {
+    /// Not now; the event loop calls again when it may work.
+    WouldBlock,
+    /// Never again in this direction. The other direction may go on.
+    Closed,
+}
+
+/// The host's end of a stream of bytes, such as a console's terminal. Neither call blocks.
+pub trait ByteEnd {
+    /// Takes bytes from the front of `bytes`. `Ok(n)` says that the first `n` are taken for good: the kernel has them,
+    /// and they survive this process. `n` is 0 only if `bytes` is empty.
+    ///
+    /// # Errors
+    ///
+    /// See [`EndError`]; nothing was taken then.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError>;
+
+    /// Fills the front of `into` and says how much of it; 0 only if `into` is empty.
+    ///
+    /// # Errors
+    ///
+    /// See [`EndError`]; a direction that has ended is an error, never 0 bytes.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
+}
+
+/// A source of random bytes. It does not block.
+pub trait Entropy {
+    /// Fills the front of `into` and says how much of it, at least 1 byte unless `into` is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`EndError::WouldBlock`] while the source has nothing yet, as early after a boot.
+    fn fill(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
+}
+
+/// A host end as the event loop sees it.
+///
+/// What it waits for follows from what was tried: a `read` or `write` that answered [`EndError::WouldBlock`] is waited
+/// for, once; after that the device tries again or has lost interest. So an end that nobody reads does not spin.
+#[cfg(feature = "std")]
+pub trait HostEnd: ByteEnd + Send {
+    /// Adds what it waits for.
+    fn watch(&self, watches: &mut crate::sys::Watches);
+
+    /// Called when something that it waited for has happened or its deadline has come, before the device is served:
+    /// peers are accepted and let go here, and what was waited for is forgotten.
+    fn progress(&mut self, now_us: u64);
+
+    /// When `progress` is due even if nothing happens, in microseconds of the loop's clock.
+    fn deadline_us(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the user asked at this end for the program to stop.
+    fn wants_to_end(&self) -> bool {
+        false
+    }
+
+    /// One or two words for the status, such as `no client`.
+    fn state(&self) -> &'static str;
+
+    /// A line that tells the user where this end is, if he cannot know.
+    fn announcement(&self) -> Option<String> {
+        None
+    }
+}

@@ -1,0 +1,171 @@
+//! `unix:PATH`: a console behind a listening socket, one client at a time.
+//!
+//! Without a client, output waits in the guest's own queue: a buffer is used only after somebody took its bytes, so
+//! nothing is lost and nothing grows here. A client that leaves and returns goes on where the kernel had taken bytes;
+//! what it had not read then is its loss. A second client waits in the socket's backlog until the first one leaves.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use super::nonblocking::NonBlocking;
+use super::{ByteEnd, EndError, HostEnd};
+use crate::failure::Failure;
+use crate::sys::Watches;
+use crate::unix::Bound;
+
+/// A listening socket and perhaps its client.
+#[derive(Debug)]
+pub struct SocketEnd {
+    listener: Bound<UnixListener>,
+    client: Option<NonBlocking>,
+    /// Somebody wants to read or write and there is no client.
+    waiting: bool,
+}
+
+impl SocketEnd {
+    /// Listens. A socket file that nobody listens at any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] if somebody does listen there, or the path cannot be used.
+    pub fn listen(path: &Path) -> Result<SocketEnd, Failure> {
+        let name = format!("--console unix:{}", path.display());
+        Ok(SocketEnd { listener: Bound::listen(path, &name)?, client: None, waiting: true })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> PathBuf {
+        self.listener.path().into()
+    }
+
+    fn leave_if_gone(&mut self) {
+        // Input that has ended is a client that is gone or will be; it is served no longer, so that another may come.
+        if self.client.as_ref().is_some_and(|client| client.input_closed() || client.output_closed()) {
+            self.client = None;
+            self.accept();
+        }
+    }
+
+    fn accept(&mut self) {
+        if self.client.is_none()
+            && let Ok((stream, _)) = self.listener.get().accept()
+        {
+            self.client = NonBlocking::own(stream.into()).ok();
+        }
+    }
+
+    /// Tries with the client, and with the next one if it turns out to be gone.
+    fn attempt(
+        &mut self,
+        mut act: impl FnMut(&mut NonBlocking) -> Result<usize, EndError>,
+    ) -> Result<usize, EndError> {
+        for _ in 0..2 {
+            let Some(client) = &mut self.client else { break };
+            match act(client) {
+                Err(EndError::Closed) => self.leave_if_gone(),
+                other => return other,
+            }
+        }
+        self.waiting = self.client.is_none();
+        Err(EndError::WouldBlock)
+    }
+}
+
+impl ByteEnd for SocketEnd {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
+        self.attempt(|client| client.write(bytes))
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
+        self.attempt(|client| client.read(into))
+    }
+}
+
+impl HostEnd for SocketEnd {
+    fn watch(&self, watches: &mut Watches) {
+        match &self.client {
+            Some(client) => client.watch(watches),
+            None => {
+                watches.add(self.listener.get().as_raw_fd(), true, false);
+            }
+        }
+    }
+
+    fn progress(&mut self, _now_us: u64) {
+        self.accept();
+        if let Some(client) = &mut self.client {
+            client.forget();
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        if self.client.is_some() { "client connected" } else { "no client" }
+    }
+
+    fn announcement(&self) -> Option<String> {
+        Some(format!("console: socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}", self.path().display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn wait(end: &mut SocketEnd) {
+        let mut watches = Watches::default();
+        end.watch(&mut watches);
+        assert!(watches.wait(Some(10_000_000)) > 0, "nothing happened at the console's socket in 10 s");
+        end.progress(0);
+    }
+
+    #[test]
+    fn clients_come_and_go_and_output_waits_for_them() {
+        let path = std::env::temp_dir().join(format!("pmm-socket-{}", std::process::id()));
+        let mut end = SocketEnd::listen(&path).unwrap();
+        assert_eq!(end.write(b"x"), Err(EndError::WouldBlock));
+        assert_eq!(end.read(&mut [0]), Err(EndError::WouldBlock));
+        let mut into = [0; 8];
+
+        let mut one = UnixStream::connect(&path).unwrap();
+        wait(&mut end);
+        assert_eq!((end.state(), end.write(b"hello")), ("client connected", Ok(5)));
+        one.read_exact(&mut into[..5]).unwrap();
+        assert_eq!(&into[..5], b"hello");
+        assert_eq!(end.read(&mut into), Err(EndError::WouldBlock));
+        one.write_all(b"ab").unwrap();
+        wait(&mut end);
+        assert_eq!(end.read(&mut into), Ok(2));
+
+        // The second waits until the first is gone.
+        let mut two = UnixStream::connect(&path).unwrap();
+        assert_eq!(end.read(&mut into), Err(EndError::WouldBlock));
+        drop(one);
+        wait(&mut end);
+        assert_eq!(end.read(&mut into), Err(EndError::WouldBlock));
+        assert_eq!(end.write(b"again"), Ok(5));
+        two.read_exact(&mut into[..5]).unwrap();
+        drop(two);
+        // Whichever direction finds out first.
+        assert_eq!(end.write(b"lost?"), Err(EndError::WouldBlock));
+        assert_eq!(end.state(), "no client");
+        drop(end);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_end_that_nobody_reads_is_not_watched() {
+        let path = std::env::temp_dir().join(format!("pmm-socket-idle-{}", std::process::id()));
+        let mut end = SocketEnd::listen(&path).unwrap();
+        let mut one = UnixStream::connect(&path).unwrap();
+        wait(&mut end);
+        one.write_all(b"early").unwrap();
+        let mut watches = Watches::default();
+        end.watch(&mut watches);
+        assert!(watches.is_empty(), "input that no guest asked for would spin the loop");
+        let mut into = [0; 8];
+        assert_eq!(end.read(&mut into), Ok(5));
+    }
+}
