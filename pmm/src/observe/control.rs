@@ -1,0 +1,294 @@
+//! The control socket: a stream socket at which one line is a question. `status` is answered with one line of JSON,
+//! `follow` with one now and one after each change. It can only look: nothing is changed through it.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Board, Process, Status};
+use crate::failure::{Failure, refused};
+use crate::sys::Watches;
+use crate::unix::Bound;
+
+/// Clients at one time; more are turned away.
+const MAX_CLIENTS: usize = 64;
+/// Longest question, in bytes.
+const MAX_QUESTION: usize = 64;
+/// Bytes that wait for a client that does not read; a follower gets only the latest anyway.
+const MAX_WAITING: usize = 1 << 20;
+
+/// The socket and its clients.
+#[derive(Debug)]
+pub struct Control {
+    listener: Bound<UnixListener>,
+    clients: Vec<Client>,
+    boards: Vec<Arc<Board>>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    question: Vec<u8>,
+    waiting: Vec<u8>,
+    want: Want,
+    gone: bool,
+}
+
+#[derive(Debug)]
+enum Want {
+    /// Nothing yet, or no more.
+    Nothing,
+    /// A snapshot as new as these answers, link by link.
+    Snapshot(Vec<u64>),
+    /// Each change after this one.
+    Changes(Option<Box<Status>>),
+}
+
+/// Where control sockets of this user are by default.
+pub(crate) fn directory() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir()) {
+        Some(dir) => dir.join("pmm"),
+        None => PathBuf::from(format!("/tmp/pmm-{}", rustix::process::getuid().as_raw())),
+    }
+}
+
+/// Makes that directory, and trusts it only if nobody else can write there.
+fn make_directory() -> Result<PathBuf, Failure> {
+    let dir = directory();
+    let name = dir.display();
+    if let Err(error) = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir) {
+        return refused(format!(
+            "{name}: the directory for the control socket cannot be made ({error}); use --control PATH"
+        ));
+    }
+    match std::fs::symlink_metadata(&dir) {
+        Ok(meta)
+            if meta.is_dir()
+                && meta.uid() == rustix::process::getuid().as_raw()
+                && meta.mode() & 0o022 == 0 =>
+        {
+            Ok(dir)
+        }
+        _ => refused(format!(
+            "{name}: the directory for the control socket can be written by others; use --control PATH"
+        )),
+    }
+}
+
+impl Control {
+    /// Listens at `path`, or in the default directory under the link's name and the process id.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] if the socket cannot be made or is in use.
+    pub fn open(path: Option<&Path>, link: &str) -> Result<Control, Failure> {
+        let path = match path {
+            Some(path) => path.to_path_buf(),
+            None => make_directory()?.join(format!("{link}.{}.sock", std::process::id())),
+        };
+        let listener = Bound::listen(&path, &format!("--control {}", path.display()))?;
+        let _ = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600));
+        Ok(Control { listener, clients: Vec::new(), boards: Vec::new() })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        self.listener.path()
+    }
+
+    /// Which links it tells of.
+    pub fn set_boards(&mut self, boards: Vec<Arc<Board>>) {
+        self.boards = boards;
+    }
+
+    /// Adds what it waits for.
+    pub fn watch(&self, watches: &mut Watches) {
+        watches.add(self.listener.get().as_raw_fd(), true, false);
+        for client in &self.clients {
+            watches.add(client.stream.as_raw_fd(), true, !client.waiting.is_empty());
+        }
+    }
+
+    /// Accepts, reads questions, writes answers that have become ready. Never blocks.
+    pub fn progress(&mut self) {
+        while let Ok((stream, _)) = self.listener.get().accept() {
+            // The others are turned away by closing.
+            if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
+                let (question, waiting) = (Vec::new(), Vec::new());
+                self.clients.push(Client { stream, question, waiting, want: Want::Nothing, gone: false });
+            }
+        }
+        for client in &mut self.clients {
+            client.listen(&self.boards);
+            client.answer(&self.boards);
+            client.send();
+        }
+        self.clients.retain(|client| !client.gone);
+        let followed = self.clients.iter().any(|client| matches!(client.want, Want::Changes(_)));
+        self.boards.iter().for_each(|board| board.follow(followed));
+    }
+}
+
+impl Client {
+    fn listen(&mut self, boards: &[Arc<Board>]) {
+        let mut bytes = [0; MAX_QUESTION];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.gone = true,
+            Ok(got) => self.question.extend_from_slice(&bytes[..got]),
+            Err(error) => self.gone = error.kind() != std::io::ErrorKind::WouldBlock,
+        }
+        while let Some(end) = self.question.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.question.drain(..=end).collect();
+            match line.trim_ascii() {
+                b"status" => self.want = Want::Snapshot(boards.iter().map(|board| board.ask()).collect()),
+                b"follow" => {
+                    boards.iter().for_each(|board| _ = board.ask());
+                    self.want = Want::Changes(None);
+                }
+                _ => self.waiting.extend_from_slice(b"{\"error\":\"write 'status' or 'follow'\"}\n"),
+            }
+        }
+        self.gone |= self.question.len() > MAX_QUESTION;
+    }
+
+    fn answer(&mut self, boards: &[Arc<Board>]) {
+        let process = || Process { version: env!("CARGO_PKG_VERSION").into(), pid: std::process::id() };
+        let status = || Status { pmm: process(), links: boards.iter().map(|board| board.latest()).collect() };
+        match &mut self.want {
+            Want::Nothing => {}
+            Want::Snapshot(numbers) => {
+                if boards.iter().zip(&*numbers).all(|(board, number)| board.answered() >= *number) {
+                    self.want = Want::Nothing;
+                    self.say(&status());
+                }
+            }
+            Want::Changes(last) => {
+                let now = status();
+                let news = last.as_ref().is_none_or(|last| {
+                    last.links.len() != now.links.len()
+                        || last.links.iter().zip(&now.links).any(|(a, b)| a.differs(b))
+                });
+                // A client that is behind gets the latest when it has caught up.
+                if news && self.waiting.is_empty() {
+                    *last = Some(Box::new(now.clone()));
+                    self.say(&now);
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, status: &Status) {
+        if let Ok(text) = serde_json::to_string(status) {
+            self.waiting.extend_from_slice(text.as_bytes());
+            self.waiting.push(b'\n');
+        }
+        self.gone |= self.waiting.len() > MAX_WAITING;
+    }
+
+    fn send(&mut self) {
+        while !self.waiting.is_empty() {
+            match self.stream.write(&self.waiting) {
+                Ok(sent @ 1..) => _ = self.waiting.drain(..sent),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                _ => {
+                    self.gone = true;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{LinkStatus, Waker};
+    use std::io::{BufRead, BufReader};
+
+    struct Bench {
+        control: Control,
+        board: Arc<Board>,
+        waker: Arc<Waker>,
+        link: LinkStatus,
+    }
+
+    impl Bench {
+        fn new(name: &str) -> Bench {
+            let path = std::env::temp_dir().join(format!("pmm-control-{}-{name}", std::process::id()));
+            let mut control = Control::open(Some(&path), "x").unwrap();
+            let waker = Arc::new(Waker::new().unwrap());
+            let link = LinkStatus { name: "a".into(), state: "serving".into(), ..LinkStatus::default() };
+            let board = Arc::new(Board::new(waker.clone(), link.clone()).unwrap());
+            control.set_boards(vec![board.clone()]);
+            Bench { control, board, waker, link }
+        }
+
+        /// Both loops, once.
+        fn turn(&mut self) {
+            self.control.progress();
+            self.board.offer(|| self.link.clone());
+            self.waker.clear();
+            self.control.progress();
+        }
+    }
+
+    #[test]
+    fn a_question_gets_an_answer_made_for_it() {
+        let mut bench = Bench::new("status");
+        assert_eq!(std::fs::metadata(bench.control.path()).unwrap().mode() & 0o777, 0o600);
+        let mut client = UnixStream::connect(bench.control.path()).unwrap();
+        client.write_all(b"stat").unwrap();
+        bench.turn();
+        bench.link.adoptions = 7;
+        client.write_all(b"us\nnonsense\n").unwrap();
+        bench.turn();
+        let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().contains("write 'status'"));
+        let status: Status = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!((status.links[0].adoptions, status.pmm.pid), (7, std::process::id()));
+        assert!(status.to_string().contains("a: serving"), "{status}");
+    }
+
+    #[test]
+    fn a_follower_is_told_each_change_and_no_idle_look() {
+        let mut bench = Bench::new("follow");
+        let client = UnixStream::connect(bench.control.path()).unwrap();
+        (&client).write_all(b"follow\n").unwrap();
+        let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+        for change in 0..3 {
+            bench.link.adoptions = change;
+            bench.turn();
+            bench.turn();
+            bench.link.services += 1;
+            bench.turn();
+            let status: Status = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            assert_eq!(status.links[0].adoptions, change);
+        }
+        client.set_nonblocking(true).unwrap();
+        assert_eq!((&client).read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        // A follower that leaves costs nothing more.
+        drop((client, lines));
+        bench.turn();
+        assert!(bench.control.clients.is_empty());
+    }
+
+    #[test]
+    fn crowds_and_chatterers_are_turned_away() {
+        let mut bench = Bench::new("crowd");
+        let crowd: Vec<_> = (0..MAX_CLIENTS + 5)
+            .map(|_| {
+                let client = UnixStream::connect(bench.control.path()).unwrap();
+                bench.control.progress();
+                client
+            })
+            .collect();
+        assert_eq!(bench.control.clients.len(), MAX_CLIENTS);
+        (&crowd[0]).write_all(&[b'x'; 2 * MAX_QUESTION]).unwrap();
+        bench.turn();
+        bench.turn();
+        assert_eq!(bench.control.clients.len(), MAX_CLIENTS - 1);
+    }
+}
