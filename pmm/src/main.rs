@@ -1,0 +1,55 @@
+//! The program `pmm`: reads its command line, opens everything, serves until it is told to end.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use hvl_pmm::options::{Command, LogOptions, Run, parse};
+use hvl_pmm::{Failure, observe, open, serve};
+
+fn main() -> ExitCode {
+    let result = parse(std::env::args_os()).and_then(|command| match command {
+        Command::Print(text) => {
+            // Nobody reads on: no reason to fail.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(())
+        }
+        Command::Status(request) => observe::status(&request, &mut std::io::stdout()),
+        Command::Run(run) => serve_links(&run),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("pmm: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn serve_links(run: &Run) -> Result<(), Failure> {
+    let opened = open::open(run)?;
+    let LogOptions { json, .. } = run.log;
+    observe::log::start(run.log);
+    // Where the consoles are comes first: on a terminal that has just become raw, how to leave it.
+    for link in &opened.links {
+        let said = link.console.as_ref().and_then(|console| console.get().announcement());
+        match said {
+            Some(said) if !json => eprintln!("{said}"),
+            Some(said) => tracing::info!("{said}"),
+            None => {}
+        }
+    }
+    for note in run.notes.iter().chain(opened.links.iter().flat_map(|link| link.mapping.notes())) {
+        tracing::info!("{note}");
+    }
+    for link in &opened.links {
+        let (name, mapping) = (&link.description.name, &link.mapping);
+        tracing::info!(
+            "{name}: memory is {} at {:#x} ({})",
+            mapping.path().display(),
+            mapping.offset(),
+            mapping.name()
+        );
+    }
+    tracing::info!("control socket {}; 'pmm status' asks there", opened.control.path().display());
+    serve::serve(opened, run)
+}

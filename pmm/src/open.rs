@@ -1,0 +1,210 @@
+//! Everything that a set of links needs from the machine is opened here, in one stage, before a thread starts and
+//! before any guest's word is read. What fails here leaves nothing behind; what comes after needs no path any more.
+
+use std::path::Path;
+
+use hvl_shared_abi::header::{MAGIC, Window, reg};
+use hvl_shared_abi::layout::Layout;
+use hvl_shared_abi::mem::Mem;
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use crate::doorbell::{self, HostDoorbell};
+use crate::failure::Failure;
+use crate::host::{SharedEnd, StateFile};
+use crate::observe::{Control, LinkStatus, RegionStatus};
+use crate::options::{LinkDescription, Run};
+use crate::region::Mapping;
+use crate::transport::plain::{PlainRecord, Recorder};
+
+/// One link, opened.
+pub struct OpenLink {
+    /// What it was opened for.
+    pub description: LinkDescription,
+    /// Where everything lies in its region.
+    pub layout: Layout,
+    /// Its memory, locked.
+    pub mapping: Mapping,
+    /// Its doorbell.
+    pub doorbell: Box<dyn HostDoorbell>,
+    /// The host end of its console, if it has one.
+    pub console: Option<SharedEnd>,
+    /// Where a plain guest's state is kept.
+    pub state: Option<StateRecorder>,
+}
+
+/// All links of one program, opened.
+pub struct Opened {
+    /// The links.
+    pub links: Vec<OpenLink>,
+    /// The control socket.
+    pub control: Control,
+}
+
+/// Opens the regions first, since their locks tell one PMM from another; the terminal last, so that no message of
+/// this stage is written to a raw one.
+///
+/// # Errors
+///
+/// [`Failure::Refused`] with the option and what the machine refused.
+pub fn open(run: &Run) -> Result<Opened, Failure> {
+    let mut links = Vec::with_capacity(run.links.len());
+    for description in &run.links {
+        let layout = description.layout().map_err(|error| Failure::Misuse(error.to_string()))?;
+        let mapping = Mapping::open(description)?;
+        let doorbell = doorbell::open(&description.doorbell)?;
+        let state = description
+            .state
+            .as_deref()
+            .map(|path| StateRecorder::open(path, description, &layout))
+            .transpose()?;
+        links.push(OpenLink {
+            description: description.clone(),
+            layout,
+            mapping,
+            doorbell,
+            console: None,
+            state,
+        });
+    }
+    let first = run.links.first().map_or("pmm", |link| link.name.as_str());
+    let control = Control::open(run.control.as_deref(), first)?;
+    for link in &mut links {
+        link.console =
+            link.description.console.as_ref().map(|console| SharedEnd::open(&console.end)).transpose()?;
+    }
+    Ok(Opened { links, control })
+}
+
+impl OpenLink {
+    /// Zeroes the region where that is asked for, or where there is no header of ours: then no guest can be attached,
+    /// and what lies there must not be taken for one.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] if the machine refuses.
+    pub fn prepare(&self) -> Result<(), Failure> {
+        let found = self.mapping.region().read32(Window::LINK.at(reg::MAGIC));
+        if self.description.fresh || found != MAGIC { self.mapping.zero() } else { Ok(()) }
+    }
+
+    /// What is known of it before it is served.
+    pub fn first_status(&self) -> LinkStatus {
+        let (link, region) = (&self.description, self.mapping.region());
+        LinkStatus {
+            name: link.name.clone(),
+            state: "starting".into(),
+            profile: "none".into(),
+            region: RegionStatus {
+                base: link.base,
+                size: link.size,
+                source: self.mapping.name().into(),
+                path: self.mapping.path().display().to_string(),
+                offset: self.mapping.offset(),
+                attribute: region.attribute().name().into(),
+            },
+            ..LinkStatus::default()
+        }
+    }
+}
+
+/// What a [`StateFile`] holds: the record, and for which link it is.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    base: u64,
+    layout: u64,
+    record: PlainRecord,
+}
+
+/// Keeps the state of a plain guest in a file.
+pub struct StateRecorder {
+    file: StateFile,
+    name: String,
+    base: u64,
+    layout: u64,
+}
+
+impl StateRecorder {
+    fn open(path: &Path, link: &LinkDescription, layout: &Layout) -> Result<StateRecorder, Failure> {
+        let name = format!("--state {}", path.display());
+        Ok(StateRecorder { file: StateFile::open(path)?, name, base: link.base, layout: layout.identity() })
+    }
+
+    /// What a predecessor kept, if it was for a link like this one.
+    pub fn found(&self) -> Option<PlainRecord> {
+        let kept: Kept = serde_json::from_slice(self.file.latest()?).ok()?;
+        (kept.base == self.base && kept.layout == self.layout).then_some(kept.record)
+    }
+}
+
+impl Recorder for StateRecorder {
+    fn record(&mut self, record: &PlainRecord) {
+        let kept = Kept { base: self.base, layout: self.layout, record: *record };
+        let stored =
+            serde_json::to_vec(&kept).map_err(std::io::Error::from).and_then(|bytes| self.file.store(&bytes));
+        if let Err(error) = stored {
+            error!(
+                "{}: cannot be written ({error}); if this pmm is killed now, its guest must be rebooted",
+                self.name
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{Command, parse};
+
+    fn run(line: &str) -> Run {
+        match parse(line.split_whitespace().map(Into::into)) {
+            Ok(Command::Run(run)) => run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_record_is_found_again_by_the_same_link_only() {
+        let path = std::env::temp_dir().join(format!("pmm-open-state-{}", std::process::id()));
+        let line = "pmm run --no-dtb --shmem-addr 1M --shmem-size 1M --console pty";
+        let (one, other) = (run(line), run(&format!("{line} --rng")));
+        let recorder =
+            |run: &Run| StateRecorder::open(&path, &run.links[0], &run.links[0].layout().unwrap()).unwrap();
+        let mut record = PlainRecord::default();
+        for device in &mut record.devices {
+            for queue in &mut device.queues {
+                (queue.pfn, queue.size, queue.start) = (u32::MAX, u16::MAX, u16::MAX);
+            }
+        }
+        assert_eq!(recorder(&one).found(), None);
+        // The largest record fits.
+        recorder(&one).record(&record);
+        assert_eq!(recorder(&one).found(), Some(record));
+        assert_eq!(recorder(&other).found(), None);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_region_without_our_header_is_zeroed_and_one_with_it_is_not() {
+        let path = std::env::temp_dir().join(format!("pmm-open-region-{}", std::process::id()));
+        let control = std::env::temp_dir().join(format!("pmm-open-control-{}", std::process::id()));
+        let line = format!(
+            "pmm run --no-dtb --shmem-addr 1M --shmem-size 64K --rng --shmem-file {} --control {}",
+            path.display(),
+            control.display()
+        );
+        let word = |fresh: &str, first: u32| {
+            let mut bytes = vec![0xaa; 0x10000];
+            bytes[..4].copy_from_slice(&first.to_le_bytes());
+            std::fs::write(&path, bytes).unwrap();
+            let opened = open(&run(&format!("{line} {fresh}"))).unwrap();
+            opened.links[0].prepare().unwrap();
+            opened.links[0].mapping.region().read32(0x8000)
+        };
+        assert_eq!(word("", 0x1234_5678), 0);
+        assert_eq!(word("", MAGIC), 0xaaaa_aaaa);
+        assert_eq!(word("--fresh", MAGIC), 0);
+        std::fs::remove_file(&path).unwrap();
+        assert!(!control.exists());
+    }
+}

@@ -1,0 +1,437 @@
+//! The event loops: one thread a link, and one for signals and the control socket.
+//!
+//! A link's loop sleeps until its doorbell is rung, its host end can go on, a deadline comes, or somebody asks for a
+//! snapshot. It never sleeps otherwise and never spins: with nothing to do on a doorbell that cannot lose, it wakes once
+//! a second, for the look that the protocol asks for.
+
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hvl_shared_abi::DeviceId;
+use hvl_shared_abi::layout::DevicePlace;
+use hvl_shared_abi::mem::Region;
+use hvl_shared_abi::ring::split::DeviceSlot;
+use tracing::{error, info};
+
+use crate::device::Device;
+use crate::device::console::Console;
+use crate::device::rng::Rng;
+use crate::doorbell::HostDoorbell;
+use crate::failure::{Failure, refused};
+use crate::host::{SharedEnd, SystemEntropy};
+use crate::link::{Link, LinkPlan};
+use crate::observe::{Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited};
+use crate::open::{OpenLink, Opened};
+use crate::options::Run;
+use crate::snapshot::{DeviceSnapshot, LinkSnapshot, Profile};
+use crate::sys::{Signals, Watches};
+use crate::transport::plain::Recorder;
+
+/// How long after something happened the snapshot is looked through for what to log, in microseconds: often enough for
+/// a reader, seldom enough for a guest under load.
+const NOTICE_US: u64 = 10_000;
+
+/// Serves links until a signal comes, a user asks for the end, or every link has ended.
+///
+/// # Errors
+///
+/// [`Failure::Refused`] of the first link that failed; the others were served on.
+pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
+    let no_descriptors =
+        |error| Failure::Refused(format!("no descriptors to be had ({error}); raise 'ulimit -n'"));
+    let Opened { links, mut control } = opened;
+    // Before any thread is started, so that no thread is ended by a signal.
+    let signals = Signals::new().map_err(no_descriptors)?;
+    let waker = Arc::new(Waker::new().map_err(no_descriptors)?);
+    let mut boards = Vec::new();
+    let mut threads: Vec<JoinHandle<Result<(), Failure>>> = Vec::new();
+    for link in links {
+        let board = Arc::new(Board::new(waker.clone(), link.first_status()).map_err(no_descriptors)?);
+        boards.push(board.clone());
+        let (name, wait) = (link.description.name.clone(), run.wait);
+        let thread = std::thread::Builder::new().name(name).spawn(move || guarded(link, &board, wait));
+        threads.push(thread.map_err(|error| Failure::Refused(format!("no thread to be had ({error})")))?);
+    }
+    control.set_boards(boards.clone());
+
+    let mut watches = Watches::default();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        watches.clear();
+        watches.add(signals.as_raw_fd(), true, false);
+        watches.add(waker.as_raw_fd(), true, false);
+        control.watch(&mut watches);
+        watches.wait(None);
+        waker.clear();
+        if let Some(signal) = signals.take() {
+            info!("{signal}: ending");
+            boards.iter().for_each(|board| board.stop());
+        }
+        // One user who asks for the end ends it for all: the program is one.
+        if boards.iter().any(|board| board.is_stopping()) {
+            boards.iter().for_each(|board| board.stop());
+        }
+        control.progress();
+    }
+    let mut results = threads.into_iter().map(|thread| {
+        thread.join().unwrap_or_else(|_| refused("a link's thread died; this is a defect of pmm"))
+    });
+    let first = results.find(Result::is_err);
+    // Whoever follows hears the end.
+    control.progress();
+    first.unwrap_or(Ok(()))
+}
+
+/// Wakes the main loop when a link's thread ends, in whatever way.
+struct Ending<'a>(&'a Board);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.control.wake();
+    }
+}
+
+/// Serves one link; its end, and even its panic, is not the end of the others.
+fn guarded(link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
+    let _ending = Ending(board);
+    let name = link.description.name.clone();
+    let _span = tracing::error_span!("link", name = %name).entered();
+    let result = catch_unwind(AssertUnwindSafe(|| serve_link(link, board, wait)))
+        .unwrap_or_else(|_| refused(format!("{name}: its thread panicked; this is a defect of pmm")));
+    let mut last = board.latest();
+    last.state = if result.is_ok() { "ended" } else { "failed" }.into();
+    if let Err(failure) = &result {
+        error!("{failure}");
+        last.error = Some(failure.to_string());
+    }
+    board.close(last);
+    result
+}
+
+/// A device, in memory that outlives the link that borrows it.
+type Hosted = Box<dyn Device<Region> + Send>;
+
+fn host(place: &DevicePlace, console: Option<&SharedEnd>) -> Option<Hosted> {
+    match (place.spec.id, console) {
+        (DeviceId::RNG, _) => Some(Box::new(Rng::new(SystemEntropy))),
+        (DeviceId::CONSOLE, Some(end)) => Some(Box::new(Console::new(end.clone()))),
+        _ => None,
+    }
+}
+
+fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
+    let first = open.first_status();
+    open.prepare()?;
+    let OpenLink { description, layout, mapping, mut doorbell, console, state } = open;
+    let mut state = state;
+    let record = state.as_ref().and_then(|state| state.found());
+    let mut hosted: Vec<Hosted> =
+        layout.devices().iter().filter_map(|place| host(place, console.as_ref())).collect();
+    let mut slots: Vec<Vec<DeviceSlot>> = layout
+        .devices()
+        .iter()
+        .map(|place| vec![DeviceSlot::NEW; Link::<Region>::slots_for(place)])
+        .collect();
+    let plan = LinkPlan { layout, base: description.base, doorbell_can_lose: doorbell.can_lose() };
+    let devices = hosted.iter_mut().map(|device| -> &mut (dyn Device<Region> + Send) { &mut **device });
+    let members = devices.zip(slots.iter_mut().map(Vec::as_mut_slice));
+    let recorder = state.as_mut().map(|state| state as &mut dyn Recorder);
+    let link =
+        Link::publish(mapping.region(), plan, members, recorder, record.as_ref()).map_err(|error| {
+            Failure::Refused(format!("{}: {error}; this is a defect of pmm", description.name))
+        })?;
+    info!(
+        "serving {} bytes at {:#x} ({}), pmm epoch {}",
+        description.size,
+        description.base,
+        mapping.name(),
+        link.snapshot().pmm_epoch
+    );
+    doorbell.ring();
+    let served = Loop { link, doorbell: &mut *doorbell, console, board, wait, wakeups: 0 };
+    let result = served.run(&description.doorbell.to_string(), &first, &description.name);
+    info!("ended");
+    result
+}
+
+/// One link's event loop.
+struct Loop<'s, 'a> {
+    link: Link<'s, Region>,
+    doorbell: &'a mut dyn HostDoorbell,
+    console: Option<SharedEnd>,
+    board: &'a Board,
+    wait: Option<Duration>,
+    wakeups: u64,
+}
+
+impl Loop<'_, '_> {
+    fn run(mut self, kind: &str, first: &LinkStatus, name: &str) -> Result<(), Failure> {
+        let start = Instant::now();
+        let clock = || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut notices = Notices::new(self.link.snapshot());
+        let mut watches = Watches::default();
+        // The first pass looks at everything: what was rung before this started was rung for nobody.
+        let (mut bell, mut end) = (true, true);
+        let outcome = loop {
+            let now = clock();
+            let due = |at: Option<u64>| at.is_some_and(|at| at <= now);
+            if let Some(console) = &self.console {
+                let mut console = console.get();
+                if end || due(console.deadline_us()) {
+                    console.progress(now);
+                }
+                if console.wants_to_end() {
+                    self.board.stop();
+                    self.board.control.wake();
+                }
+            }
+            if bell {
+                self.doorbell.acknowledge();
+            }
+            let came = self.doorbell.progress(now);
+            if due(self.doorbell.deadline_us()) {
+                // A timer in place of a doorbell has nothing that wakes but its deadline.
+                self.doorbell.acknowledge();
+            }
+            let service = self.link.service(now);
+            if service.ring || came {
+                self.doorbell.ring();
+            }
+            if bell || end || came || service.ring {
+                notices.stir(now);
+            }
+            if notices.is_due(now) {
+                notices.look(now, self.link.snapshot(), self.link.last_words());
+            }
+            let (link, wakeups) = (&self.link, self.wakeups);
+            let (doorbell, console) = (&*self.doorbell, self.console.as_ref());
+            let status = || status_of(first, kind, link, doorbell, console, wakeups);
+            self.board.offer(status);
+            if self.board.is_stopping() {
+                break Ok(());
+            }
+            if let (Some(wait), Some(since)) = (self.wait, self.doorbell.absent_since_us())
+                && now.saturating_sub(since) >= wait.as_micros() as u64
+            {
+                let seconds = wait.as_secs();
+                break refused(format!(
+                    "--wait {seconds}: no peer came to the doorbell {kind} of '{name}' in {seconds} s; start it, or wait longer"
+                ));
+            }
+
+            watches.clear();
+            watches.add(self.board.link.as_raw_fd(), true, false);
+            self.doorbell.watch(&mut watches);
+            let bells = 1..watches.len();
+            if let Some(console) = &self.console {
+                console.get().watch(&mut watches);
+            }
+            let ends = bells.end..watches.len();
+            let now = clock();
+            let give_up = self.wait.zip(self.doorbell.absent_since_us());
+            let deadlines = [
+                Some(service.deadline),
+                self.doorbell.deadline_us(),
+                self.console.as_ref().and_then(|console| console.get().deadline_us()),
+                notices.deadline(),
+                give_up.map(|(wait, since)| since.saturating_add(wait.as_micros() as u64)),
+            ];
+            let next = deadlines.into_iter().flatten().min().unwrap_or(now);
+            let timeout = if service.again { 0 } else { next.saturating_sub(now) };
+            watches.wait(Some(timeout));
+            self.wakeups += 1;
+            if watches.any(0..1) {
+                self.board.link.clear();
+            }
+            (bell, end) = (watches.any(bells), watches.any(ends));
+        };
+        self.link.shutdown();
+        self.doorbell.ring();
+        let (link, wakeups) = (&self.link, self.wakeups);
+        self.board.close(status_of(first, kind, link, self.doorbell, self.console.as_ref(), wakeups));
+        outcome
+    }
+}
+
+fn status_of(
+    first: &LinkStatus,
+    kind: &str,
+    link: &Link<'_, Region>,
+    doorbell: &dyn HostDoorbell,
+    console: Option<&SharedEnd>,
+    wakeups: u64,
+) -> LinkStatus {
+    let snapshot = link.snapshot();
+    let counters = doorbell.counters();
+    let console = console.map_or("", |console| console.get().state());
+    LinkStatus {
+        state: "serving".into(),
+        doorbell: DoorbellStatus {
+            kind: kind.into(),
+            peer: doorbell.absent_since_us().is_none(),
+            rung: counters.rung,
+            merged: counters.merged,
+            unheard: counters.unheard,
+            heard: counters.heard,
+            peers: counters.peers,
+        },
+        profile: profile_name(snapshot.profile).into(),
+        pmm_epoch: snapshot.pmm_epoch,
+        driver_epoch: snapshot.driver_epoch,
+        adoptions: snapshot.counters.adoptions,
+        plain_sessions: snapshot.counters.plain_sessions,
+        presumed_gone: snapshot.counters.presumed_gone,
+        rings: snapshot.counters.rings,
+        rerings: snapshot.counters.rerings,
+        services: snapshot.counters.services,
+        wakeups,
+        last_words: String::from_utf8_lossy(link.last_words()).into_owned(),
+        devices: snapshot.devices.iter().flatten().map(|device| device_status(device, console)).collect(),
+        ..first.clone()
+    }
+}
+
+fn profile_name(profile: Profile) -> &'static str {
+    match profile {
+        Profile::None => "none",
+        Profile::Extended => "extended",
+        Profile::Plain => "plain",
+    }
+}
+
+fn device_state(device: &DeviceSnapshot) -> &'static str {
+    match device {
+        _ if device.must_reboot => "must-reboot",
+        _ if device.fault != "none" => device.fault,
+        _ if device.runs => "running",
+        _ => "off",
+    }
+}
+
+fn device_status(device: &DeviceSnapshot, console: &str) -> DeviceStatus {
+    let queues = device.queue_sizes.iter().zip(&device.in_flight).zip(&device.queues);
+    DeviceStatus {
+        name: device.kind.into(),
+        state: device_state(device).into(),
+        host: if device.kind == "console" { console } else { "the kernel's generator" }.into(),
+        features: device.features,
+        resets: device.resets,
+        ring_faults: device.ring_faults,
+        features_refused: device.features_refused,
+        queues_refused: device.queues_refused,
+        queues: queues
+            .take(device.queue_count)
+            .map(|((size, in_flight), counters)| QueueStatus {
+                size: *size,
+                in_flight: *in_flight,
+                requests: counters.requests,
+                completed: counters.completed,
+                malformed: counters.malformed,
+                bytes: counters.bytes,
+            })
+            .collect(),
+    }
+}
+
+/// What is logged of a link: the differences between snapshots, a while apart, each kind through a limit of its own,
+/// because a guest can cause every one of them.
+struct Notices {
+    before: LinkSnapshot,
+    words: Vec<u8>,
+    at: Option<u64>,
+    sessions: Limit,
+    malformed: Limit,
+    faults: Limit,
+    last_words: Limit,
+}
+
+impl Notices {
+    fn new(before: LinkSnapshot) -> Notices {
+        let (sessions, malformed, faults, last_words) = Default::default();
+        Notices { before, words: Vec::new(), at: Some(0), sessions, malformed, faults, last_words }
+    }
+
+    /// Something has happened.
+    fn stir(&mut self, now: u64) {
+        self.at.get_or_insert(now.saturating_add(NOTICE_US));
+    }
+
+    fn is_due(&self, now: u64) -> bool {
+        self.at.is_some_and(|at| at <= now)
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        self.at
+    }
+
+    fn look(&mut self, now: u64, after: LinkSnapshot, words: &[u8]) {
+        self.at = None;
+        let before = std::mem::replace(&mut self.before, after);
+        let (was, is) = (&before.counters, &self.before.counters);
+        if is.presumed_gone != was.presumed_gone {
+            limited!(
+                warn,
+                self.sessions,
+                now,
+                "the guest has not acted on a doorbell for 10 s: presumed gone"
+            );
+        }
+        if is.adoptions != was.adoptions || before.driver_epoch != self.before.driver_epoch {
+            match self.before.driver_epoch {
+                Some(epoch) => limited!(info, self.sessions, now, "extended guest, epoch {epoch}"),
+                None => limited!(info, self.sessions, now, "the extended session has ended"),
+            }
+        }
+        if is.plain_sessions != was.plain_sessions {
+            limited!(info, self.sessions, now, "plain guest");
+        }
+        if words != self.words && !words.is_empty() {
+            self.words = words.to_vec();
+            limited!(warn, self.last_words, now, "last words of the guest: {}", words.escape_ascii());
+        }
+        for (was, is) in before.devices.iter().zip(&self.before.devices) {
+            let (Some(was), Some(is)) = (was, is) else { continue };
+            let name = is.kind;
+            if (was.runs, was.must_reboot) != (is.runs, is.must_reboot) {
+                match is.must_reboot {
+                    true => limited!(
+                        warn,
+                        self.faults,
+                        now,
+                        "{name}: a plain guest of another pmm is at work and cannot be served before it is rebooted; --state FILE avoids that"
+                    ),
+                    false => limited!(info, self.sessions, now, "{name}: {}", device_state(is)),
+                }
+            }
+            if was.ring_faults != is.ring_faults {
+                let what = is.last_ring_fault.map(|fault| format!("{fault:?}")).unwrap_or_default();
+                limited!(warn, self.faults, now, "{name}: its rings are broken ({what}); it needs a reset");
+            }
+            if was.features_refused != is.features_refused {
+                limited!(
+                    warn,
+                    self.faults,
+                    now,
+                    "{name}: its driver accepted features that were not offered"
+                );
+            }
+            if was.queues_refused != is.queues_refused {
+                limited!(warn, self.faults, now, "{name}: its driver asked for a queue where none can be");
+            }
+            for (index, (was, is)) in was.queues.iter().zip(&is.queues).enumerate() {
+                let more = is.malformed.wrapping_sub(was.malformed);
+                if more != 0 {
+                    let what = is.last_error.map(|error| format!(" ({error:?})")).unwrap_or_default();
+                    limited!(
+                        warn,
+                        self.malformed,
+                        now,
+                        "{name}: {more} malformed requests on queue {index}{what}"
+                    );
+                }
+            }
+        }
+    }
+}
