@@ -236,7 +236,7 @@ impl<'s, M: Mem> Link<'s, M> {
                     self.session = Session::Plain;
                     self.counters.plain_sessions = self.counters.plain_sessions.wrapping_add(1);
                 }
-                self.look_plain()
+                self.look_plain(now)
             }
             GuestLook::Hello(epoch) => {
                 let early = self.adopted_at.is_some_and(|at| now.saturating_sub(at) < ADOPT_INTERVAL);
@@ -289,7 +289,7 @@ impl<'s, M: Mem> Link<'s, M> {
         outcome
     }
 
-    fn look_plain(&mut self) -> Outcome {
+    fn look_plain(&mut self, now: Micros) -> Outcome {
         let region = ShmRegion { base: self.plan.base, len: self.mem.len() };
         let mut outcome = Outcome::default();
         for index in 0..self.count {
@@ -317,7 +317,7 @@ impl<'s, M: Mem> Link<'s, M> {
                     recorder.record(&record);
                 }
             };
-            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, &mut acknowledge);
+            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, now, &mut acknowledge);
             outcome.ring |= one.ring;
             outcome.again |= one.again;
         }
@@ -330,7 +330,7 @@ impl<'s, M: Mem> Link<'s, M> {
             for seat in self.seats.iter_mut().flatten() {
                 extended::clear(&self.mem, &mut seat.port, &mut seat.state);
             }
-            self.half.end_session(&self.mem);
+            self.half.end_session(&self.mem, self.count);
             self.session = Session::None;
             self.rering = None;
         }
@@ -375,11 +375,10 @@ impl<'s, M: Mem> Link<'s, M> {
         rering.wait = rering.wait.saturating_mul(2).min(RERING_MAX);
         rering.next = now.saturating_add(rering.wait);
         self.counters.rerings = self.counters.rerings.wrapping_add(1);
-        if now.saturating_sub(rering.first) >= GONE_AFTER {
-            if let Session::Extended(_) = self.session {
-                self.counters.presumed_gone = self.counters.presumed_gone.wrapping_add(1);
-                self.end_extended();
-            }
+        let gone = now.saturating_sub(rering.first) >= GONE_AFTER;
+        if gone && matches!(self.session, Session::Extended(_)) {
+            self.counters.presumed_gone = self.counters.presumed_gone.wrapping_add(1);
+            self.end_extended();
         }
         true
     }

@@ -127,13 +127,12 @@ impl PmmHalf {
         m.publish32(at(reg::EPOCH_SEEN), epoch);
     }
 
-    /// Forgets the session after its devices are stopped and drained: a plain guest took over, or the guest is
-    /// presumed gone. The guest, if it lives, sees EpochSeen change and says hello with another epoch.
-    pub fn end_session<M: Mem>(&mut self, m: &M) {
-        if let Some(adopted) = self.adopted.take() {
-            self.found = adopted;
-            m.publish32(at(reg::EPOCH_SEEN), 0);
-        }
+    /// Ends the session after its devices are stopped and drained: a plain guest took over, or the guest is presumed
+    /// gone. It is a *publish* without new static words: the guest, if it lives, finds another PmmEpoch and says hello.
+    /// (Only storing EpochSeen := 0 would strand a guest that had not yet seen its epoch there.) Ring afterwards.
+    pub fn end_session<M: Mem>(&mut self, m: &M, devices: usize) {
+        *self = PmmHalf { bell: self.bell, ..PmmHalf::close(m, devices) };
+        self.open(m);
     }
 
     /// *Shutdown*, after the devices are stopped and drained. Ring afterwards.
@@ -265,6 +264,10 @@ impl DriverHalf {
     pub const fn new() -> DriverHalf {
         DriverHalf { pmm: 0, epoch: 0 }
     }
+    /// The half of a session that was adopted, for a task that keeps a copy of both epochs.
+    pub const fn of(pmm: u32, epoch: u32) -> DriverHalf {
+        DriverHalf { pmm, epoch }
+    }
     /// The epoch of the last hello; 0 before the first.
     pub const fn epoch(&self) -> u32 {
         self.epoch
@@ -317,6 +320,8 @@ impl DriverHalf {
         }
         for window in (0..devices).filter_map(Window::of) {
             m.write32(window.at(reg::STATUS), 0);
+            // A predecessor may have left the very epoch that comes next.
+            m.write32(window.at(reg::DRIVER_READY), 0);
         }
         // The epoch goes on from what memory holds: a firmware that restarts remembers nothing else.
         let epoch = next_word(m.read32(at(reg::DRIVER_EPOCH)), 1, [0, m.read32(at(reg::EPOCH_SEEN))]);
@@ -327,7 +332,7 @@ impl DriverHalf {
     }
 
     /// Whether the hello was answered; `None` while it was not. `Some(false)`: it never will be, the PMM is another
-    /// one by now.
+    /// one by now or has ended the session.
     pub fn adopted<M: Mem>(&self, m: &M) -> Option<bool> {
         let seen = m.observe32(at(reg::EPOCH_SEEN));
         if !self.current(m) {
@@ -382,6 +387,8 @@ pub enum DeviceState {
     Faulty(Fault),
     /// It is clear: set it up.
     Clear,
+    /// The PMM is another one by now, and what these words say is not about this session.
+    Lost,
 }
 
 /// The frontend's view of one device's state words.
@@ -400,13 +407,15 @@ impl DriverDevice {
     pub fn reset<M: Mem>(self, m: &M) {
         m.publish32(self.0.at(reg::DRIVER_READY), 0);
     }
-    /// The device in the session of `epoch`.
-    pub fn state<M: Mem>(self, m: &M, epoch: u32) -> DeviceState {
+    /// The device in the session that `half` has. The PMM's epoch is looked at last: a PMM that starts clears these
+    /// words too, and that is no answer to a reset.
+    pub fn state<M: Mem>(self, m: &M, half: &DriverHalf) -> DeviceState {
         let ready = m.observe32(self.0.at(reg::DEVICE_READY));
         let fault = Fault::from_word(m.observe32(self.0.at(reg::FAULT)));
         match (fault, ready) {
+            _ if !half.current(m) => DeviceState::Lost,
             (Fault::None, 0) => DeviceState::Clear,
-            (Fault::None, ready) if ready == epoch => DeviceState::Running,
+            (Fault::None, ready) if ready == half.epoch => DeviceState::Running,
             (Fault::None, _) => DeviceState::Waiting,
             (fault, _) => DeviceState::Faulty(fault),
         }
@@ -539,11 +548,22 @@ mod tests {
         let mut pmm = start_pmm(&m);
         let guest = start_guest(&m);
         pmm.adopt(&m, guest.epoch());
-        pmm.end_session(&m);
+        pmm.end_session(&m, 1);
+        assert_eq!(guest.adopted(&m), Some(false));
         assert!(!guest.in_session(&m));
         assert_eq!(pmm.look(&m, 1), GuestLook::Same);
         let again = start_guest(&m);
         assert_eq!(pmm.look(&m, 1), GuestLook::Hello(again.epoch()));
+    }
+
+    #[test]
+    fn a_hello_takes_back_what_a_broken_predecessor_set_up() {
+        let m = region(0x2000, Attribute::Coherent);
+        let mut pmm = start_pmm(&m);
+        DriverDevice(Window::LINK).start(&m, 1, Features::VERSION_1);
+        let guest = start_guest(&m);
+        pmm.adopt(&m, guest.epoch());
+        assert_eq!(PmmDevice::new(Window::LINK).look(&m, guest.epoch()), DeviceLook::Same);
     }
 
     #[test]
@@ -566,20 +586,24 @@ mod tests {
     #[test]
     fn a_device_starts_fails_and_is_reset() {
         let m = region(0x2000, Attribute::Coherent);
+        let guest = DriverHalf { pmm: 2, epoch: 7 };
+        m.write32(reg::PMM_EPOCH, 2);
         let (mut device, driver) = (PmmDevice::new(Window::LINK), DriverDevice(Window::LINK));
         assert_eq!(device.look(&m, 7), DeviceLook::Same);
         driver.start(&m, 7, Features::VERSION_1);
         assert_eq!(device.look(&m, 7), DeviceLook::Start(Features::VERSION_1));
         assert_eq!(device.look(&m, 9), DeviceLook::Same, "an old DriverReady starts nothing");
         device.start(&m, 7);
-        assert_eq!(driver.state(&m, 7), DeviceState::Running);
+        assert_eq!(driver.state(&m, &guest), DeviceState::Running);
         device.fail(&m, Fault::NeedsReset);
-        assert_eq!(driver.state(&m, 7), DeviceState::Faulty(Fault::NeedsReset));
+        assert_eq!(driver.state(&m, &guest), DeviceState::Faulty(Fault::NeedsReset));
         assert_eq!(device.look(&m, 7), DeviceLook::Same);
         driver.reset(&m);
         assert_eq!(device.look(&m, 7), DeviceLook::Reset);
         device.clear(&m);
-        assert_eq!(driver.state(&m, 7), DeviceState::Clear);
+        assert_eq!(driver.state(&m, &guest), DeviceState::Clear);
         assert_eq!(device.look(&m, 7), DeviceLook::Same);
+        m.write32(reg::PMM_EPOCH, 3);
+        assert_eq!(driver.state(&m, &guest), DeviceState::Lost, "another PMM cleared it");
     }
 }

@@ -3,13 +3,22 @@
 //! A front-end stores registers and rings one doorbell for all of them; this side compares what it finds with what
 //! it knows. Registers are copied once a look. A queue request is a QueueNum that is not the poison; just before the
 //! acknowledgement the poison is stored there, which is how a reboot is told from a front-end that stores the page
-//! number back. There is no identity of either side in these registers, so:
+//! number back.
+//!
+//! One thing the registers do not say is whether QueuePFN is news: a front-end that stores page numbers back leaves the
+//! last one there, and after a reboot stores QueueNum before it. So a page number that was there before counts as a
+//! request only when nothing has changed for [`STEADY`]; any other counts at once. In the same way an acknowledgement
+//! that the front-end seems to have missed is stored again. Acting at once instead would now and then take another
+//! queue's ring, or overwrite a page number just stored.
+//!
+//! There is no identity of either side in these registers, so:
 //!
 //! - a guest that reboots between the stores of one acknowledgement is not recognised;
 //! - a PMM that was killed resumes only from what it had a [`Recorder`] keep; without it, the guest must be rebooted.
 //!
 //! InterruptStatus is a private copy that is stored and never read back. An acknowledgement clears its bits, and
-//! raises them again if completions were published while they were set already: the guest may have looked before.
+//! raises them once more if anything was completed since the one before it: a handler that was interrupted between its
+//! look and its acknowledgement would otherwise wipe out what came meanwhile. A needless interrupt does no harm.
 
 use hvl_shared_abi::header::{
     Extent, HEADER_SIZE, MAX_DEVICES, PFN_ACK, PLAIN_PAGE, QUEUE_POISON, Status, reg,
@@ -20,9 +29,13 @@ use hvl_shared_abi::{Features, Mem, ShmRegion, Window};
 
 use super::Port;
 use super::extended::Outcome;
+use crate::link::Micros;
 
 /// Stretches between the rings of one device at the most.
 const GAPS: usize = MAX_QUEUES * 3 + 1;
+/// Registers that could mean two things are believed when they have not changed for this long. A front-end gives up
+/// after 4 s.
+const STEADY: Micros = 100_000;
 /// InterruptStatus: a ring has used buffers.
 const USED_RING: u32 = 1;
 
@@ -60,6 +73,17 @@ pub trait Recorder: Send {
     fn record(&mut self, record: &PlainRecord);
 }
 
+/// What the queue registers come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// Nothing, or nothing yet.
+    None,
+    /// The guest sets up a queue.
+    Request,
+    /// The guest waits for an acknowledgement that was given.
+    Missed,
+}
+
 /// One plain device's registers, as this side knows them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlainDevice {
@@ -69,32 +93,42 @@ pub(crate) struct PlainDevice {
     last_sel: u32,
     running: bool,
     interrupt: u32,
-    raised_again: bool,
+    /// Something was completed since the last acknowledgement.
+    news: bool,
     /// A predecessor's guest, of which nothing is known.
     orphan: bool,
+    /// The page number that QueuePFN may still hold from before: no news by itself.
+    stale_pfn: u32,
+    /// Registers that could mean two things, and since when they have not changed.
+    doubtful: Option<(Request, Micros)>,
+    /// The last request that was refused; it is counted once.
+    refusal: Option<Request>,
     /// Requests that named no place for a ring.
     pub refused: u64,
+}
+
+/// What a guest asks for when it sets up a queue: QueueSel, QueueNum, QueuePFN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Request {
+    sel: u32,
+    num: u32,
+    pfn: u32,
 }
 
 /// The registers of one look, each copied once.
 struct Seen {
     status: u32,
-    sel: u32,
-    num: u32,
-    pfn: u32,
+    request: Request,
     ack: u32,
 }
 
 impl Seen {
     fn copy<M: Mem>(m: &M, window: Window) -> Seen {
-        Seen {
-            // The page number is stored last, so it is read first.
-            pfn: m.observe32(window.at(reg::QUEUE_PFN)),
-            status: m.observe32(window.at(reg::STATUS)),
-            sel: m.read32(window.at(reg::QUEUE_SEL)),
-            num: m.read32(window.at(reg::QUEUE_NUM)),
-            ack: m.read32(window.at(reg::INTERRUPT_ACK)),
-        }
+        // The page number is stored last, so it is read first.
+        let pfn = m.observe32(window.at(reg::QUEUE_PFN));
+        let status = m.observe32(window.at(reg::STATUS));
+        let (sel, num) = (m.read32(window.at(reg::QUEUE_SEL)), m.read32(window.at(reg::QUEUE_NUM)));
+        Seen { status, request: Request { sel, num, pfn }, ack: m.read32(window.at(reg::INTERRUPT_ACK)) }
     }
 }
 
@@ -120,7 +154,8 @@ impl PlainDevice {
         record: Option<&DeviceRecord>,
     ) -> PlainDevice {
         let status = m.observe32(port.window.at(reg::STATUS));
-        let mut device = PlainDevice { status, orphan: status != 0, ..PlainDevice::default() };
+        let stale_pfn = m.read32(port.window.at(reg::QUEUE_PFN));
+        let mut device = PlainDevice { status, orphan: status != 0, stale_pfn, ..PlainDevice::default() };
         if let Some(record) = record.filter(|_| status & Status::DRIVER_OK.bits() != 0) {
             device.resume(m, port, region, record);
         }
@@ -151,9 +186,16 @@ impl PlainDevice {
     /// Makes the device as new: the guest has rebooted or gone.
     pub fn clear<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>) {
         port.stop();
-        *self = PlainDevice { refused: self.refused, ..PlainDevice::default() };
+        let stale_pfn = self.last().map_or(self.stale_pfn, |last| last.pfn);
+        let PlainDevice { refusal, refused, .. } = *self;
+        *self = PlainDevice { stale_pfn, refusal, refused, ..PlainDevice::default() };
         m.write32(port.window.at(reg::INTERRUPT_STATUS), 0);
         m.write32(port.window.at(reg::INTERRUPT_ACK), 0);
+    }
+
+    /// The queue that was set up last.
+    fn last(&self) -> Option<QueueRecord> {
+        self.count.checked_sub(1).and_then(|last| self.queues.queues.get(last)).copied()
     }
 
     /// One look: reset, queue request, features, acknowledgement, queues, in this order and always all of them.
@@ -163,6 +205,7 @@ impl PlainDevice {
         port: &mut Port<'_, M>,
         region: ShmRegion,
         taken: &[Extent],
+        now: Micros,
         acknowledge: &mut dyn FnMut(&DeviceRecord),
     ) -> Outcome {
         let seen = Seen::copy(m, port.window);
@@ -170,11 +213,18 @@ impl PlainDevice {
             self.clear(m, port);
         }
         self.status = seen.status;
-        let mut outcome = self.queue_request(m, port, region, taken, &seen, acknowledge);
+        let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
+        let mut outcome = match self.news(seen.request, driver_ok, now) {
+            News::None => Outcome::default(),
+            News::Missed => {
+                m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
+                Outcome { ring: true, again: false }
+            }
+            News::Request => self.set_up(m, port, region, taken, &seen, acknowledge),
+        };
         if seen.ack != 0 {
             self.acknowledged(m, port.window, seen.ack, &mut outcome);
         }
-        let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
         if driver_ok && !self.running && !self.orphan && self.count != 0 {
             self.start(m, port);
         }
@@ -184,7 +234,45 @@ impl PlainDevice {
         outcome
     }
 
-    fn queue_request<M: Mem>(
+    /// What the queue registers say, as far as it is news.
+    fn news(&mut self, request: Request, driver_ok: bool, now: Micros) -> News {
+        let Request { sel, num, pfn } = request;
+        let last = self.last();
+        let stored_back = last.is_some_and(|last| last.pfn == pfn);
+        let asked =
+            num != QUEUE_POISON && num != 0 && pfn != 0 && pfn != PFN_ACK && self.refusal != Some(request);
+        let verdict = if asked {
+            News::Request
+        } else if num == QUEUE_POISON && stored_back && sel == self.last_sel && !driver_ok {
+            News::Missed
+        } else {
+            News::None
+        };
+        if asked && stored_back && sel != self.last_sel {
+            // The page number of the last queue, stored back; that of this one is still to come.
+            return News::None;
+        }
+        if verdict == News::None || (asked && !stored_back && pfn != self.stale_pfn) {
+            self.doubtful = None;
+            return verdict;
+        }
+        match self.doubtful {
+            Some((same, since)) if same == request => {
+                if now.saturating_sub(since) < STEADY {
+                    return News::None;
+                }
+                self.doubtful = None;
+                verdict
+            }
+            _ => {
+                self.doubtful = Some((request, now));
+                News::None
+            }
+        }
+    }
+
+    /// Takes a queue over and acknowledges it, or refuses it.
+    fn set_up<M: Mem>(
         &mut self,
         m: &M,
         port: &mut Port<'_, M>,
@@ -193,38 +281,24 @@ impl PlainDevice {
         seen: &Seen,
         acknowledge: &mut dyn FnMut(&DeviceRecord),
     ) -> Outcome {
-        if seen.num == QUEUE_POISON || seen.num == 0 || seen.pfn == 0 || seen.pfn == PFN_ACK {
-            return Outcome::default();
-        }
-        let last = self.count.checked_sub(1).and_then(|last| self.queues.queues.get(last)).copied();
-        let same_page = last.is_some_and(|last| last.pfn == seen.pfn);
-        if same_page && seen.sel != self.last_sel {
-            // The page number of the last queue, stored back; that of this one is still to come.
-            return Outcome::default();
-        }
-        let selected = usize::try_from(seen.sel).unwrap_or(usize::MAX);
-        if (same_page && !self.orphan) || (seen.sel != QUEUE_POISON && selected < self.count) {
+        let Request { sel, num, pfn } = seen.request;
+        let selected = usize::try_from(sel).ok().filter(|_| sel != QUEUE_POISON);
+        let again = selected.is_some_and(|selected| selected < self.count);
+        if again || self.orphan || self.last().is_some_and(|last| last.pfn == pfn) {
             // A queue that was set up already is set up again: a reboot that was too quick to show in Status.
             self.clear(m, port);
             self.status = seen.status;
         }
-        if self.orphan {
-            self.clear(m, port);
-            self.status = seen.status;
-        }
         let index = self.count;
-        if seen.sel != QUEUE_POISON && selected != index {
+        let place = ring_place(region, pfn, num, port.queue_max())
+            .filter(|_| selected.is_none_or(|selected| selected == index))
+            .filter(|place| {
+                !place.extents().iter().any(|part| taken.iter().any(|other| part.overlaps(*other)))
+            });
+        let ring = place.and_then(|place| Some((place, port.spare.get_mut(index)?.take()?)));
+        let Some((place, mut ring)) = ring else {
             self.refused = self.refused.wrapping_add(1);
-            m.write32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
-            return Outcome::default();
-        }
-        let place = ring_place(region, seen.pfn, seen.num, port.queue_max()).filter(|place| {
-            !place.extents().iter().any(|part| taken.iter().any(|other| part.overlaps(*other)))
-        });
-        let ring = port.spare.get_mut(index).and_then(Option::take);
-        let (Some(place), Some(mut ring)) = (place, ring) else {
-            self.refused = self.refused.wrapping_add(1);
-            m.write32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
+            self.refusal = Some(seen.request);
             return Outcome::default();
         };
         ring.replace(place);
@@ -235,10 +309,11 @@ impl PlainDevice {
         else {
             return Outcome::default();
         };
-        *record = QueueRecord { pfn: seen.pfn, size: place.size, start };
+        *record = QueueRecord { pfn, size: place.size, start };
         *slot = Some(ring);
         self.count = index.saturating_add(1);
-        self.last_sel = seen.sel;
+        self.last_sel = sel;
+        self.refusal = None;
         acknowledge(&self.queues);
         m.publish32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
         m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
@@ -247,7 +322,7 @@ impl PlainDevice {
 
     fn acknowledged<M: Mem>(&mut self, m: &M, window: Window, bits: u32, outcome: &mut Outcome) {
         self.interrupt &= !bits;
-        if core::mem::take(&mut self.raised_again) {
+        if core::mem::take(&mut self.news) {
             self.interrupt |= USED_RING;
             outcome.ring = true;
         }
@@ -274,7 +349,7 @@ impl PlainDevice {
             Ok((more, call)) => {
                 outcome.again |= more;
                 if call {
-                    self.raised_again |= self.interrupt & USED_RING != 0;
+                    self.news = true;
                     self.interrupt |= USED_RING;
                     m.publish32(port.window.at(reg::INTERRUPT_STATUS), self.interrupt);
                     outcome.ring = true;
