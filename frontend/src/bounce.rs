@@ -1,0 +1,504 @@
+//! The shim: buffers anywhere become blocks in the region, and a queue knows which of its blocks are where.
+//!
+//! A PMM reaches the region and nothing else, so what firmware sends is copied into a block of the device's pool, and
+//! what it receives is copied out of one. A block is a multiple of 64 bytes (no line of it belongs to anything else),
+//! and one descriptor. Each is, at any time, in one place:
+//!
+//! ```text
+//!          take             post              completed
+//!   free ───────> held ───────────> in flight ──────────> ready ──┐   (received, or answered)
+//!    ^ <───────────────────────────────┘ (transmitted)            │
+//!    └────────────────────────────────────────────────────────────┘ read to the end
+//! ```
+//!
+//! The lists are private, in the caller's storage. So a restart of the PMM costs nothing that is not in flight, and
+//! what is in flight is posted again, in order, or dropped: the two answers of [`InFlight`].
+
+use hvl_shared_abi::header::Extent;
+use hvl_shared_abi::layout::LINE;
+use hvl_shared_abi::ring::split::DriverSlot;
+use hvl_shared_abi::ring::{DriverRing, RingFault, Segment};
+use hvl_shared_abi::{Features, Mem, QueuePlace};
+
+/// Largest block: more gains nothing, and PMMs complete a block as a whole.
+pub(crate) const MAX_BLOCK: u32 = 4096;
+const NONE: u16 = u16::MAX;
+
+/// What becomes of output that was in flight when the other side restarted: nobody can know whether it arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InFlight {
+    /// It is sent again, in its order, before anything newer: nothing is missing, some of it may arrive twice.
+    #[default]
+    Resend,
+    /// It is dropped and counted: nothing arrives twice, some of it may be missing.
+    Drop,
+}
+
+/// Record of one block of a queue, and of one descriptor: as many as the queue has entries.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// The next block of the same list.
+    next: u16,
+    /// Which block the chain of this index carries.
+    carried: u16,
+    /// Bytes posted, then bytes written.
+    len: u32,
+}
+
+impl Buffer {
+    /// A record that no queue uses yet.
+    pub const NEW: Buffer = Buffer { next: NONE, carried: NONE, len: 0 };
+}
+
+/// The caller's storage of one queue of at most `N` entries.
+#[derive(Debug)]
+pub struct QueueStorage<const N: usize> {
+    slots: [DriverSlot; N],
+    buffers: [Buffer; N],
+}
+
+impl<const N: usize> QueueStorage<N> {
+    /// Storage that no queue uses yet.
+    pub const NEW: QueueStorage<N> = QueueStorage { slots: [DriverSlot::NEW; N], buffers: [Buffer::NEW; N] };
+    /// Bytes of it.
+    pub const SIZE: usize = size_of::<Self>();
+    /// Alignment of it, in bytes.
+    pub const ALIGN: usize = align_of::<Self>();
+
+    /// What a device is opened with.
+    pub fn slices(&mut self) -> QueueSlices<'_> {
+        QueueSlices { slots: &mut self.slots, buffers: &mut self.buffers }
+    }
+}
+
+impl<const N: usize> Default for QueueStorage<N> {
+    fn default() -> Self {
+        Self::NEW
+    }
+}
+
+/// A queue's storage with its size forgotten. The shorter slice limits the queue.
+#[derive(Debug)]
+pub struct QueueSlices<'s> {
+    /// For the ring.
+    pub slots: &'s mut [DriverSlot],
+    /// For the blocks.
+    pub buffers: &'s mut [Buffer],
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Writable blocks, posted whenever they are free; completions are ready to be read.
+    Receive,
+    /// Readable blocks; a completion acknowledges them.
+    Transmit(InFlight),
+    /// Blocks that the device answers; completions are ready.
+    Request {
+        /// Whether the device writes them.
+        writable: bool,
+    },
+}
+
+/// Why a queue has no place in what the PMM published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// The PMM's queue is longer than the storage it was given.
+    QueueTooLong {
+        /// Its entries.
+        entries: u16,
+        /// The entries that there is storage for.
+        storage: u16,
+    },
+    /// The pool has less than one block of 64 bytes for each queue.
+    PoolTooSmall {
+        /// Its bytes.
+        bytes: u32,
+    },
+    /// The device has fewer queues than its kind needs.
+    QueuesMissing,
+    /// The device does not offer VERSION_1, so it is none of the extended profile.
+    Legacy,
+    /// The extension block cannot be used.
+    Block(hvl_shared_abi::block::BlockError),
+}
+
+impl core::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Unfit::QueueTooLong { entries, storage } => write!(
+                f,
+                "the PMM's queue has {entries} entries and the storage given to the device {storage}: give it more, or give the PMM a shorter queue"
+            ),
+            Unfit::PoolTooSmall { bytes } => {
+                write!(f, "the device's pool has {bytes} bytes, less than one block of 64 for each queue")
+            }
+            Unfit::QueuesMissing => f.write_str("the PMM publishes fewer queues than this device needs"),
+            Unfit::Legacy => f.write_str("the device does not offer VERSION_1"),
+            Unfit::Block(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl core::error::Error for Unfit {}
+
+/// A list of blocks through [`Buffer::next`].
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u16,
+    last: u16,
+}
+
+impl List {
+    const EMPTY: List = List { first: NONE, last: NONE };
+
+    fn is_empty(self) -> bool {
+        self.first == NONE
+    }
+    fn push(&mut self, buffers: &mut [Buffer], block: u16) {
+        if let Some(buffer) = buffers.get_mut(usize::from(block)) {
+            buffer.next = NONE;
+        }
+        match buffers.get_mut(usize::from(self.last)) {
+            Some(last) => last.next = block,
+            None => self.first = block,
+        }
+        self.last = block;
+    }
+    fn pop(&mut self, buffers: &[Buffer]) -> Option<u16> {
+        let block = self.first;
+        self.first = buffers.get(usize::from(block))?.next;
+        if self.first == NONE {
+            self.last = NONE;
+        }
+        Some(block)
+    }
+    /// Takes a block out of the middle. Devices complete in order but for broken ones, so it is the first.
+    fn remove(&mut self, buffers: &mut [Buffer], block: u16) {
+        if self.first == block {
+            self.pop(buffers);
+            return;
+        }
+        let mut before = self.first;
+        for _ in 0..buffers.len() {
+            let Some(next) = buffers.get(usize::from(before)).map(|buffer| buffer.next) else { return };
+            if next == block {
+                let after = buffers.get(usize::from(block)).map_or(NONE, |buffer| buffer.next);
+                if let Some(buffer) = buffers.get_mut(usize::from(before)) {
+                    buffer.next = after;
+                }
+                if after == NONE {
+                    self.last = before;
+                }
+                return;
+            }
+            before = next;
+        }
+    }
+}
+
+/// What a look at the used ring found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Blocks that were completed.
+    pub completed: u16,
+    /// Of these, the ones with an impossible length.
+    pub overlong: u16,
+    /// The ones without data where data was promised.
+    pub empty: u16,
+}
+
+/// One queue with its blocks.
+#[derive(Debug)]
+pub(crate) struct Queue<'s> {
+    ring: Option<DriverRing<'s>>,
+    /// The ring's storage until it has its first place.
+    slots: Option<&'s mut [DriverSlot]>,
+    buffers: &'s mut [Buffer],
+    entries: u16,
+    kind: Kind,
+    /// Most blocks to make of the pool.
+    most: u16,
+    /// Where the blocks lie: `count` of `block` bytes from `at`.
+    at: u32,
+    block: u32,
+    count: u16,
+    free: List,
+    flight: List,
+    ready: List,
+    /// How much of the first ready block has been read, in bytes.
+    cursor: u32,
+    acknowledged: u64,
+    /// Goes up when the blocks move: a held one is gone.
+    layout: u32,
+}
+
+impl<'s> Queue<'s> {
+    pub fn new(storage: QueueSlices<'s>, kind: Kind, most: u16) -> Queue<'s> {
+        let entries = storage.slots.len().min(storage.buffers.len());
+        Queue {
+            ring: None,
+            slots: Some(storage.slots),
+            buffers: storage.buffers,
+            entries: u16::try_from(entries).unwrap_or(u16::MAX),
+            kind,
+            most,
+            at: 0,
+            block: 0,
+            count: 0,
+            free: List::EMPTY,
+            flight: List::EMPTY,
+            ready: List::EMPTY,
+            cursor: 0,
+            acknowledged: 0,
+            layout: 0,
+        }
+    }
+
+    // --- sessions ---------------------------------------------------------------------------------------------------
+
+    /// Takes the place that a PMM published (checked), and its share of the device's pool. Returns how many blocks
+    /// were lost because the pool has moved.
+    pub fn place(&mut self, place: QueuePlace, base: u64, share: Extent) -> Result<u16, Unfit> {
+        let too_long = Unfit::QueueTooLong { entries: place.size, storage: self.entries };
+        if place.size > self.entries {
+            return Err(too_long);
+        }
+        let blocks = u32::from(place.size.min(self.most));
+        let fit = share.len.checked_div(blocks).unwrap_or(0).min(MAX_BLOCK) & !LINE.wrapping_sub(1);
+        let block = fit.max(LINE);
+        let count = share.len.checked_div(block).unwrap_or(0).min(blocks) as u16;
+        if count == 0 {
+            return Err(Unfit::PoolTooSmall { bytes: share.len });
+        }
+        match (&mut self.ring, self.slots.take()) {
+            (Some(ring), _) => {
+                if !ring.replace(place, base) {
+                    return Err(too_long);
+                }
+            }
+            (ring @ None, Some(slots)) => *ring = DriverRing::new(place, base, slots),
+            (None, None) => return Err(too_long),
+        }
+        if (self.at, self.block, self.count) == (share.at, block, count) {
+            return Ok(0);
+        }
+        // Another layout: the old blocks may be somebody else's memory by now.
+        let unsent = if self.kind == Kind::Receive { 0 } else { self.length(self.flight) };
+        let lost = self.length(self.ready).saturating_add(unsent);
+        (self.at, self.block, self.count) = (share.at, block, count);
+        self.layout = self.layout.wrapping_add(1);
+        (self.free, self.flight, self.ready, self.cursor) = (List::EMPTY, List::EMPTY, List::EMPTY, 0);
+        for block in 0..count {
+            self.free.push(self.buffers, block);
+        }
+        Ok(lost)
+    }
+
+    /// Set-up state: starts the ring for a session, and posts what was in flight, or drops it. Returns how many blocks
+    /// were posted again, and how many dropped.
+    pub fn start<M: Mem>(&mut self, m: &M, features: Features) -> (u16, u16) {
+        let Some(ring) = &mut self.ring else { return (0, 0) };
+        ring.start(m, features);
+        let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
+        let (mut resent, mut dropped) = (0u16, 0u16);
+        while let Some(block) = again.pop(self.buffers) {
+            if self.kind == Kind::Transmit(InFlight::Drop) {
+                self.free.push(self.buffers, block);
+                dropped = dropped.saturating_add(1);
+            } else {
+                let len = self.buffers.get(usize::from(block)).map_or(0, |buffer| buffer.len);
+                self.post(m, block, len);
+                resent = resent.saturating_add(u16::from(self.kind != Kind::Receive));
+            }
+        }
+        self.refill(m);
+        (resent, dropped)
+    }
+
+    fn length(&self, list: List) -> u16 {
+        let mut count = 0u16;
+        let mut block = list.first;
+        while let Some(buffer) = self.buffers.get(usize::from(block)).filter(|_| count < self.count) {
+            (count, block) = (count.saturating_add(1), buffer.next);
+        }
+        count
+    }
+
+    // --- the ring ---------------------------------------------------------------------------------------------------
+
+    /// Takes every completion out of the ring, at most as many as it has entries.
+    pub fn look<M: Mem>(&mut self, m: &M) -> Result<Found, RingFault> {
+        let mut found = Found::default();
+        let Some(ring) = &mut self.ring else { return Ok(found) };
+        for _ in 0..ring.size() {
+            let Some(used) = ring.pop(m)? else { break };
+            let Some(block) = self.buffers.get(used.token.index()).map(|buffer| buffer.carried) else {
+                break;
+            };
+            self.flight.remove(self.buffers, block);
+            found.completed = found.completed.wrapping_add(1);
+            found.overlong = found.overlong.wrapping_add(u16::from(used.overlong));
+            let Some(buffer) = self.buffers.get_mut(usize::from(block)) else { break };
+            let list = match self.kind {
+                Kind::Transmit(_) => {
+                    self.acknowledged = self.acknowledged.saturating_add(u64::from(buffer.len));
+                    &mut self.free
+                }
+                Kind::Receive | Kind::Request { .. } => {
+                    // A length that cannot be says that the rest cannot be believed either.
+                    buffer.len = if used.overlong { 0 } else { used.written };
+                    found.empty = found.empty.wrapping_add(u16::from(buffer.len == 0));
+                    m.invalidate(place(self.at, self.block, block), self.block);
+                    if buffer.len == 0 && self.kind == Kind::Receive {
+                        &mut self.free
+                    } else {
+                        &mut self.ready
+                    }
+                }
+            };
+            list.push(self.buffers, block);
+        }
+        Ok(found)
+    }
+
+    /// Hands a held block over, with `len` bytes to be read or written.
+    pub fn post<M: Mem>(&mut self, m: &M, block: u16, len: u32) {
+        let at = place(self.at, self.block, block);
+        let len = len.min(self.block);
+        let writable = match self.kind {
+            Kind::Receive => true,
+            Kind::Transmit(_) => false,
+            Kind::Request { writable } => writable,
+        };
+        let segment = if writable {
+            m.invalidate(at, self.block);
+            Segment::writable(at, len)
+        } else {
+            m.clean(at, len);
+            Segment::readable(at, len)
+        };
+        let Some(ring) = &mut self.ring else { return };
+        match ring.add(m, &[segment]) {
+            Ok(token) => {
+                if let Some(buffer) = self.buffers.get_mut(token.index()) {
+                    buffer.carried = block;
+                }
+                if let Some(buffer) = self.buffers.get_mut(usize::from(block)) {
+                    buffer.len = len;
+                }
+                self.flight.push(self.buffers, block);
+            }
+            // There are no more blocks than descriptors, so this is for a caller that holds none.
+            Err(_) => self.free.push(self.buffers, block),
+        }
+    }
+
+    /// Posts every free block of a receive queue.
+    pub fn refill<M: Mem>(&mut self, m: &M) {
+        if self.kind == Kind::Receive {
+            while let Some(block) = self.take() {
+                self.post(m, block, self.block);
+            }
+        }
+    }
+
+    /// Makes what was posted visible. `true`: the PMM wants to be rung for it.
+    pub fn publish<M: Mem>(&mut self, m: &M) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.publish(m))
+    }
+    /// Asks for a doorbell at the next completion. `true`: there is one already.
+    pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.arm(m))
+    }
+    /// Whether something is in flight that the device should answer by itself.
+    pub fn expects(&self) -> bool {
+        self.kind != Kind::Receive && !self.flight.is_empty()
+    }
+
+    // --- blocks -----------------------------------------------------------------------------------------------------
+
+    /// A free block, which the caller holds now.
+    pub fn take(&mut self) -> Option<u16> {
+        self.free.pop(self.buffers)
+    }
+    /// Gives a held block back.
+    pub fn release(&mut self, block: u16) {
+        self.free.push(self.buffers, block);
+    }
+    /// Where a block lies.
+    pub fn extent(&self, block: u16) -> Extent {
+        Extent { at: place(self.at, self.block, block), len: self.block }
+    }
+    /// Which layout the blocks have; another one takes held blocks away.
+    pub fn layout(&self) -> u32 {
+        self.layout
+    }
+    /// Whether a block is free.
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+    /// Whether something waits to be read.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+    /// Whether nothing is in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.flight.is_empty()
+    }
+    /// Bytes that were transmitted and acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
+    // --- bytes ------------------------------------------------------------------------------------------------------
+
+    /// Copies what is ready into private memory, and frees the blocks that are used up.
+    pub fn read<M: Mem>(&mut self, m: &M, into: &mut [u8]) -> usize {
+        let mut done = 0usize;
+        while let Some(len) = self.buffers.get(usize::from(self.ready.first)).map(|buffer| buffer.len) {
+            let rest = into.get_mut(done..).unwrap_or(&mut []);
+            let n = (len.saturating_sub(self.cursor) as usize).min(rest.len());
+            if let Some(rest) = rest.get_mut(..n) {
+                m.copy_in(place(self.at, self.block, self.ready.first).wrapping_add(self.cursor), rest);
+            }
+            done = done.wrapping_add(n);
+            self.cursor = self.cursor.wrapping_add(n as u32);
+            if self.cursor < len {
+                break;
+            }
+            self.cursor = 0;
+            if let Some(block) = self.ready.pop(self.buffers) {
+                self.free.push(self.buffers, block);
+            }
+        }
+        done
+    }
+
+    /// Copies bytes into as many free blocks as it takes and there are, and posts them.
+    pub fn write<M: Mem>(&mut self, m: &M, bytes: &[u8]) -> usize {
+        let mut done = 0usize;
+        for chunk in bytes.chunks((self.block as usize).max(1)) {
+            let Some(block) = self.take() else { break };
+            m.copy_out(place(self.at, self.block, block), chunk);
+            self.post(m, block, chunk.len() as u32);
+            done = done.wrapping_add(chunk.len());
+        }
+        done
+    }
+
+    /// Posts empty blocks for `len` bytes of answers, as far as there are free ones.
+    pub fn request<M: Mem>(&mut self, m: &M, mut len: usize) {
+        while len != 0 {
+            let Some(block) = self.take() else { break };
+            let ask = len.min(self.block as usize);
+            self.post(m, block, ask as u32);
+            len = len.wrapping_sub(ask);
+        }
+    }
+}
+
+/// Where a block lies.
+fn place(at: u32, size: u32, block: u16) -> u32 {
+    at.wrapping_add(u32::from(block).wrapping_mul(size))
+}

@@ -1,0 +1,343 @@
+//! A device in the extended profile: from the extension block to running queues, and back after a fault.
+//!
+//! ```text
+//!          session            DeviceReady            Fault, or a broken ring
+//!   Idle ──────────> Starting ────────────> Running ─────────────────────> Resetting
+//!    │ nothing fits                                                            │ clear, and the pause is over
+//!    └──────> Unfit                          Starting <────────────────────────┘
+//! ```
+//!
+//! Nothing waits here: each [`Cell::advance`] looks once. Between a fault and the next set-up lies a pause that
+//! doubles, so that a device which fails at once costs the guest little.
+
+use hvl_shared_abi::block;
+use hvl_shared_abi::epoch::{DeviceState, DriverDevice};
+use hvl_shared_abi::header::{CONFIG, CONFIG_SIZE, Extent, Fault, reg};
+use hvl_shared_abi::layout::LINE;
+use hvl_shared_abi::{DeviceId, Features, Mem, Window};
+
+use crate::bounce::{Queue, Unfit};
+use crate::link::{Count, Link};
+use crate::platform::{Alarm, Board, Instant, earlier};
+
+/// Most queues of one device that this crate drives.
+pub(crate) const QUEUES: usize = 3;
+/// Tries to read a configuration that is being changed.
+const CONFIG_TRIES: usize = 8;
+/// The pause between a fault and the next set-up, in microseconds: it doubles from the one to the other.
+const FIRST_PAUSE: u64 = 1_000;
+const PAUSE_DOUBLINGS: u8 = 13;
+/// A device that ran this long without a fault is trusted again, in microseconds.
+const TRUSTED: u64 = 10_000_000;
+
+/// How a device stands, as of the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceStatus {
+    /// There is no session, or it has not been looked at.
+    Down,
+    /// The PMM has no such device.
+    Missing,
+    /// What the PMM published for it cannot be used.
+    Unfit(Unfit),
+    /// Set up; the PMM has not answered.
+    Starting,
+    /// It runs.
+    Running,
+    /// It failed and is being reset. [`Fault::None`]: the frontend found the ring broken.
+    Resetting(Fault),
+}
+
+/// One open device: its queues, and where it stands. A closed cell has no queues.
+#[derive(Debug)]
+pub(crate) struct Cell<'s> {
+    id: DeviceId,
+    ordinal: u8,
+    /// Features of its own that the driver uses if they are offered.
+    wanted: u64,
+    queues: [Option<Queue<'s>>; QUEUES],
+    session: u32,
+    window: Window,
+    accepted: Features,
+    status: DeviceStatus,
+    alarm: Alarm,
+    /// When a faulty device is set up again, how often that was necessary, and when it last ran.
+    retry: Instant,
+    faults: u8,
+    /// Looks, in place of milliseconds on a board without a clock.
+    looks: u32,
+}
+
+impl<'s> Cell<'s> {
+    pub const NEW: Cell<'s> = Cell {
+        id: DeviceId::NONE,
+        ordinal: 0,
+        wanted: 0,
+        queues: [const { None }; QUEUES],
+        session: 0,
+        window: Window::LINK,
+        accepted: Features::empty(),
+        status: DeviceStatus::Down,
+        alarm: Alarm::NEW,
+        retry: Instant::UNKNOWN,
+        faults: 0,
+        looks: 0,
+    };
+
+    /// A device to be opened.
+    pub fn new(id: DeviceId, ordinal: u8, wanted: u64, queues: [Option<Queue<'s>>; QUEUES]) -> Cell<'s> {
+        Cell { id, ordinal, wanted, queues, ..Cell::NEW }
+    }
+
+    pub fn id(&self) -> DeviceId {
+        self.id
+    }
+    pub fn ordinal(&self) -> u8 {
+        self.ordinal
+    }
+    pub fn is_for(&self, id: DeviceId, ordinal: u8) -> bool {
+        (self.id, self.ordinal) == (id, ordinal)
+    }
+    pub fn status(&self) -> DeviceStatus {
+        self.status
+    }
+    pub fn runs(&self) -> bool {
+        self.status == DeviceStatus::Running
+    }
+    pub fn accepted(&self) -> Features {
+        self.accepted
+    }
+    /// A queue; a device asks only for its own.
+    pub fn queue(&mut self, index: usize) -> Option<&mut Queue<'s>> {
+        self.queues.get_mut(index)?.as_mut()
+    }
+
+    /// Makes everything that was posted visible, and rings if the PMM wants it.
+    pub fn publish<B: Board>(&mut self, link: &Link<'s, B>) {
+        let m = link.mem();
+        let ring = self.queues.iter_mut().flatten().fold(false, |ring, queue| queue.publish(m) | ring);
+        if ring {
+            link.storage().ring(link.board());
+        }
+    }
+
+    /// Before sleeping. `true`: there is more to do.
+    pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
+        self.runs() && self.queues.iter_mut().flatten().fold(false, |more, queue| queue.arm(m) | more)
+    }
+
+    /// When to look again without a doorbell.
+    pub fn deadline(&self) -> Option<Instant> {
+        let retry = matches!(self.status, DeviceStatus::Resetting(_)).then_some(self.retry);
+        earlier(self.alarm.deadline(), retry.filter(|at| at.is_known()))
+    }
+
+    /// Reads `N` bytes from the start of the configuration, all of one generation. Nothing if the device does not
+    /// run, or its generation never rests.
+    pub fn config<M: Mem, const N: usize>(&self, m: &M) -> Option<[u8; N]> {
+        let generation = self.window.at(reg::CONFIG_GENERATION);
+        let mut bytes = [0; N];
+        if !self.runs() || N > CONFIG_SIZE as usize {
+            return None;
+        }
+        for _ in 0..CONFIG_TRIES {
+            let before = m.observe32(generation);
+            m.copy_in(self.window.at(CONFIG), &mut bytes);
+            // The copy is complete before the generation is read again.
+            m.settle();
+            if before & 1 == 0 && m.read32(generation) == before {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+
+    // --- sessions ---------------------------------------------------------------------------------------------------
+
+    /// Takes what was completed out of the rings, also of a session that has ended while the next one has not begun.
+    /// Returns whether the rings are sound, and whether there was anything.
+    pub fn harvest<B: Board>(&mut self, link: &Link<'s, B>) -> (bool, bool) {
+        let (mut sound, mut progress) = (true, false);
+        if !self.runs() {
+            return (sound, progress);
+        }
+        for queue in self.queues.iter_mut().flatten() {
+            match queue.look(link.mem()) {
+                Ok(found) if found.completed == 0 => {}
+                Ok(found) => {
+                    progress = true;
+                    link.storage().count(Count::Overlong, found.overlong);
+                    link.storage().count(Count::Empty, found.empty);
+                }
+                Err(_) => sound = false,
+            }
+        }
+        (sound, progress)
+    }
+
+    /// Ends the session: nothing in the region belongs to this side until the next one is adopted.
+    pub fn close(&mut self) {
+        (self.session, self.status) = (0, DeviceStatus::Down);
+        (self.faults, self.retry) = (0, Instant::UNKNOWN);
+        self.alarm.clear();
+    }
+
+    /// Looks at the device once, in a session of the link or outside of one (0).
+    #[inline(never)]
+    pub fn advance<B: Board>(&mut self, link: &Link<'s, B>, session: u32, now: Option<Instant>) {
+        if session == 0 || self.id == DeviceId::NONE {
+            return;
+        }
+        let m = link.mem();
+        if self.session != session {
+            self.close();
+            self.session = session;
+            self.set_up(link);
+            return;
+        }
+        match self.status {
+            DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => {}
+            DeviceStatus::Starting | DeviceStatus::Running => {
+                // The state before the rings: what a device completed before it failed counts.
+                let state = DriverDevice(self.window).state(m, &link.half(session));
+                if state == DeviceState::Running && !self.runs() {
+                    self.status = DeviceStatus::Running;
+                    self.alarm.clear();
+                }
+                let (sound, completed) = self.harvest(link);
+                if completed {
+                    self.alarm.clear();
+                }
+                match state {
+                    DeviceState::Faulty(fault) => {
+                        link.storage().count(Count::Fault, 1);
+                        self.reset(link, fault, now);
+                    }
+                    _ if !sound => {
+                        link.storage().count(Count::Broken, 1);
+                        self.reset(link, Fault::None, now);
+                    }
+                    _ if completed => {
+                        self.refill(link);
+                    }
+                    _ => {}
+                }
+            }
+            DeviceStatus::Resetting(_) => {
+                let clear = DriverDevice(self.window).state(m, &link.half(session)) == DeviceState::Clear;
+                if clear && link.in_session(session) && self.pause(link, now) >= self.retry {
+                    self.set_up(link);
+                }
+            }
+        }
+    }
+
+    /// Posts what receive queues have free.
+    fn refill<B: Board>(&mut self, link: &Link<'s, B>) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.refill(link.mem());
+        }
+        self.publish(link);
+    }
+
+    /// Whether the PMM owes this device an answer: to a start, a reset, or a request.
+    fn expects(&self) -> bool {
+        match self.status {
+            DeviceStatus::Starting | DeviceStatus::Resetting(_) => true,
+            DeviceStatus::Running => self.queues.iter().flatten().any(|queue| queue.expects()),
+            DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => false,
+        }
+    }
+
+    /// Kicks again what has stayed unanswered for too long. Whether something is.
+    pub fn watch<B: Board>(&mut self, link: &Link<'s, B>, now: Option<Instant>) -> bool {
+        let expects = self.expects();
+        if !expects {
+            self.alarm.clear();
+        } else if self.alarm.due(link.time(now)) {
+            link.rekick();
+        }
+        expects
+    }
+
+    /// The time of pauses: the clock, or a millisecond a look where there is none.
+    fn pause<B: Board>(&mut self, link: &Link<'s, B>, now: Option<Instant>) -> Instant {
+        let now = link.time(now);
+        if now.is_known() {
+            return now;
+        }
+        self.looks = self.looks.saturating_add(1);
+        Instant::from_micros(u64::from(self.looks).saturating_mul(1_000))
+    }
+
+    /// Asks the PMM to reset the device.
+    fn reset<B: Board>(&mut self, link: &Link<'s, B>, fault: Fault, now: Option<Instant>) {
+        let at = self.pause(link, now);
+        if at.since(self.retry) > TRUSTED {
+            self.faults = 0;
+        }
+        let pause = FIRST_PAUSE << self.faults.min(PAUSE_DOUBLINGS);
+        self.faults = self.faults.saturating_add(1);
+        self.retry = at.plus(pause);
+        self.status = DeviceStatus::Resetting(fault);
+        self.alarm.clear();
+        DriverDevice(self.window).reset(link.mem());
+        link.storage().ring(link.board());
+    }
+
+    /// Set-up state: places, rings, buffers, features; then *start*.
+    #[inline(never)]
+    fn set_up<B: Board>(&mut self, link: &Link<'s, B>) {
+        let s = link.storage();
+        let Some((window, at)) = s.find(self.id, self.ordinal) else {
+            self.status = DeviceStatus::Missing;
+            return;
+        };
+        self.window = window;
+        if let Err(unfit) = self.place(link, at) {
+            s.count(Count::Unfit, 1);
+            self.status = DeviceStatus::Unfit(unfit);
+            return;
+        }
+        let m = link.mem();
+        for queue in self.queues.iter_mut().flatten() {
+            let (resent, dropped) = queue.start(m, self.accepted);
+            s.count(Count::Resent, resent);
+            s.count(Count::Dropped, dropped);
+            queue.publish(m);
+        }
+        self.status = DeviceStatus::Starting;
+        self.alarm.clear();
+        s.count(Count::Start, 1);
+        DriverDevice(window).start(m, self.session, self.accepted);
+        s.ring(link.board());
+    }
+
+    /// Copies and checks what the block at `at` alleges, and takes the places.
+    fn place<B: Board>(&mut self, link: &Link<'s, B>, at: u32) -> Result<(), Unfit> {
+        let entry = block::read_device(link.mem(), at).map_err(Unfit::Block)?;
+        let offered = Features::from_bits_retain(entry.features);
+        if !offered.contains(Features::VERSION_1) {
+            return Err(Unfit::Legacy);
+        }
+        let common = Features::VERSION_1 | Features::EVENT_IDX | Features::ORDER_PLATFORM;
+        self.accepted = offered & (common | Features::from_bits_retain(self.wanted));
+        let base = link.board().region().base;
+        let mut share = share(entry.pool, self.queues.iter().flatten().count() as u32);
+        for (queue, place) in self.queues.iter_mut().flatten().zip(entry.queues) {
+            if place.size == 0 {
+                return Err(Unfit::QueuesMissing);
+            }
+            let lost = queue.place(place, base, share)?;
+            link.storage().count(Count::Dropped, lost);
+            share.at = share.end();
+        }
+        Ok(())
+    }
+}
+
+/// The first queue's share of a pool: whole lines, as many for each.
+fn share(pool: Extent, queues: u32) -> Extent {
+    let at = pool.at.checked_next_multiple_of(LINE).unwrap_or(u32::MAX);
+    let len = pool.end().saturating_sub(at).checked_div(queues).unwrap_or(0);
+    Extent { at, len: len & !LINE.wrapping_sub(1) }
+}
