@@ -125,6 +125,26 @@ pub struct Link<'s, M> {
     last_words: ([u8; block::PANIC_TEXT_BYTES as usize], usize),
 }
 
+/// Writes the static words and the configuration of every window, and ends their array.
+fn write_windows<M: Mem>(m: &M, plan: &LinkPlan, seats: &mut [Option<Seat<'_, M>>]) {
+    let region = ShmRegion { base: plan.base, len: m.len() };
+    for port in seats.iter_mut().flatten().map(|seat| &mut seat.port) {
+        let words = StaticWords {
+            id: port.device.id(),
+            plain_features: plain_features(port) as u32,
+            queue_max: port.queue_max().into(),
+            data: port.place.pool,
+            data_base: region.address(port.place.pool.at),
+            block: port.place.block.at,
+        };
+        epoch::write_static(m, port.window, &words);
+        port.write_config(m);
+    }
+    if let Some(end) = Window::of(plan.layout.devices().len()) {
+        m.write32(end.at(reg::DEVICE_ID), 0);
+    }
+}
+
 /// A device and the records of its queues ([`Link::slots_for`] entries).
 pub type Member<'s, M> = (&'s mut (dyn Device<M> + Send), &'s mut [DeviceSlot]);
 
@@ -165,25 +185,12 @@ impl<'s, M: Mem> Link<'s, M> {
             return Err(LinkError::Devices);
         }
         let count = places.len();
-        let region = ShmRegion { base: plan.base, len: mem.len() };
         let mut half = PmmHalf::close(&mem, count);
+        write_windows(&mem, &plan, &mut seats);
         for (index, seat) in seats.iter_mut().flatten().enumerate() {
-            let port = &mut seat.port;
-            let words = StaticWords {
-                id: port.device.id(),
-                plain_features: plain_features(port) as u32,
-                queue_max: port.queue_max().into(),
-                data: port.place.pool,
-                data_base: region.address(port.place.pool.at),
-                block: port.place.block.at,
-            };
-            epoch::write_static(&mem, port.window, &words);
-            port.write_config(&mem);
+            let region = ShmRegion { base: plan.base, len: mem.len() };
             let kept = record.and_then(|record| record.devices.get(index));
-            seat.plain = PlainDevice::found(&mem, port, region, kept);
-        }
-        if let Some(end) = Window::of(count) {
-            mem.write32(end.at(reg::DEVICE_ID), 0);
+            seat.plain = PlainDevice::found(&mem, &mut seat.port, region, kept);
         }
         half.open(&mem);
         half.ring(&mem);
@@ -230,6 +237,7 @@ impl<'s, M: Mem> Link<'s, M> {
 
     fn round(&mut self, now: Micros) -> Outcome {
         match self.half.look(&self.mem, self.count) {
+            GuestLook::Wiped => self.publish_again(),
             GuestLook::Plain => {
                 if self.session != Session::Plain {
                     self.end_extended();
@@ -251,6 +259,21 @@ impl<'s, M: Mem> Link<'s, M> {
                 Session::None => Outcome::default(),
             },
         }
+    }
+
+    /// *Publish* in a region that was wiped under this PMM: whatever session there was is over.
+    fn publish_again(&mut self) -> Outcome {
+        self.end_plain();
+        let half = self.half.close_again(&self.mem, self.count);
+        for seat in self.seats.iter_mut().flatten() {
+            extended::clear(&self.mem, &mut seat.port, &mut seat.state);
+        }
+        write_windows(&self.mem, &self.plan, &mut self.seats);
+        self.half = half;
+        self.half.open(&self.mem);
+        self.session = Session::None;
+        self.counters.wipes = self.counters.wipes.wrapping_add(1);
+        Outcome { ring: true, again: false }
     }
 
     /// *Adopt*: everything of the old session is stopped and drained before the guest is told.

@@ -34,6 +34,8 @@ pub struct LinkCounters {
     pub adoptions: u64,
     /// Plain guests found at work.
     pub plain_sessions: u64,
+    /// Times that the region was found wiped and published again.
+    pub wipes: u64,
     /// Sessions ended because the guest had not acted on a doorbell for ten seconds.
     pub presumed_gone: u64,
 }

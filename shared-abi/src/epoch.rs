@@ -48,6 +48,8 @@ pub enum GuestLook {
     Same,
     /// A plain guest is at work: some device has a Status.
     Plain,
+    /// This side's own words are gone: the region was wiped, as by a boot loader that clears memory. Publish again.
+    Wiped,
     /// A guest has said hello with this epoch. It counts as adopted once [`PmmHalf::adopt`] has said so.
     Hello(u32),
 }
@@ -77,7 +79,17 @@ impl PmmHalf {
     /// First half of *publish*: closes the link for whoever is attached. Afterwards the caller writes the static
     /// words of every window, and then calls [`PmmHalf::open`].
     pub fn close<M: Mem>(m: &M, devices: usize) -> PmmHalf {
-        let epoch = next_word((m.read32(at(reg::PMM_EPOCH)) | 1).wrapping_sub(1), 2, [0, 0]);
+        PmmHalf::close_after(m, m.read32(at(reg::PMM_EPOCH)), devices)
+    }
+
+    /// Closes the link again, for another *publish* by the same PMM: the region was wiped, or a session has ended.
+    pub fn close_again<M: Mem>(&self, m: &M, devices: usize) -> PmmHalf {
+        // Not after what memory holds now: a guest may still have this PMM's epoch from before the memory was wiped.
+        PmmHalf { bell: self.bell, ..PmmHalf::close_after(m, self.epoch, devices) }
+    }
+
+    fn close_after<M: Mem>(m: &M, epoch: u32, devices: usize) -> PmmHalf {
+        let epoch = next_word((epoch | 1).wrapping_sub(1), 2, [0, 0]);
         m.publish32(at(reg::PMM_EPOCH), epoch.wrapping_sub(1));
         m.settle();
         m.write32(at(reg::EPOCH_SEEN), 0);
@@ -105,11 +117,15 @@ impl PmmHalf {
         self.adopted
     }
 
-    /// Looks for a plain guest or a hello among `devices` windows.
+    /// Looks for a plain guest or a hello among `devices` windows. (PmmEpoch is the one word that is read back: the
+    /// region's lock keeps other PMMs away, so another value means that somebody cleared the memory.)
     pub fn look<M: Mem>(&self, m: &M, devices: usize) -> GuestLook {
         // DriverEpoch first: a hello stores 0 in every Status before it, so a hello that is seen is never taken for
         // the plain guest that was there before.
         let driver = m.observe32(at(reg::DRIVER_EPOCH));
+        if m.read32(at(reg::PMM_EPOCH)) != self.epoch {
+            return GuestLook::Wiped;
+        }
         let plain = (0..devices).filter_map(Window::of).any(|window| m.read32(window.at(reg::STATUS)) != 0);
         if plain {
             GuestLook::Plain
@@ -131,7 +147,7 @@ impl PmmHalf {
     /// gone. It is a *publish* without new static words: the guest, if it lives, finds another PmmEpoch and says hello.
     /// (Only storing EpochSeen := 0 would strand a guest that had not yet seen its epoch there.) Ring afterwards.
     pub fn end_session<M: Mem>(&mut self, m: &M, devices: usize) {
-        *self = PmmHalf { bell: self.bell, ..PmmHalf::close(m, devices) };
+        *self = self.close_again(m, devices);
         self.open(m);
     }
 
@@ -564,6 +580,18 @@ mod tests {
         let guest = start_guest(&m);
         pmm.adopt(&m, guest.epoch());
         assert_eq!(PmmDevice::new(Window::LINK).look(&m, guest.epoch()), DeviceLook::Same);
+    }
+
+    #[test]
+    fn a_region_that_was_wiped_is_noticed() {
+        let m = region(0x2000, Attribute::Coherent);
+        let pmm = start_pmm(&m);
+        assert_eq!(pmm.look(&m, 1), GuestLook::Same);
+        for at in (0..0x2000).step_by(4) {
+            m.write32(at, 0);
+        }
+        assert_eq!(pmm.look(&m, 1), GuestLook::Wiped);
+        assert_ne!(pmm.close_again(&m, 1).epoch(), pmm.epoch());
     }
 
     #[test]

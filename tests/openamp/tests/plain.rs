@@ -2,117 +2,36 @@
 //! Each test runs many times, with the PMM looking between other stores each time, and with doorbells that merge.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex};
 
 use hvl_openamp::{FrontEnd, Generation, World};
-use hvl_pmm::device::console::Console;
-use hvl_pmm::device::rng::Rng;
-use hvl_pmm::host::{ByteEnd, EndError, Entropy};
-use hvl_pmm::link::{Link, LinkPlan};
 use hvl_pmm::snapshot::Profile;
-use hvl_pmm::transport::plain::{PlainRecord, Recorder};
-use hvl_shared_abi::epoch::{DriverHalf, PmmLook};
-use hvl_shared_abi::ring::split::DeviceSlot;
-use hvl_shared_abi::{Attribute, DeviceSpec, Layout, Mem, Region};
+use hvl_shared_abi::Mem;
+use hvl_test_kit::guest::Guest;
+use hvl_test_kit::{BASE, Pmm, region};
 
-const BASE: u64 = 0x3700_0000;
-const LEN: u32 = 0x10_0000;
 const RNG_RINGS: u32 = 0x1000;
 const CONSOLE_RINGS: u32 = 0x4000;
 const POOL: u32 = 0x8000;
 const GENERATIONS: [Generation; 4] = [Generation::G1, Generation::G2, Generation::G3, Generation::G4];
 
-/// The terminal behind the console: what the guest sent, and what it is to receive.
-#[derive(Clone, Default)]
-struct Terminal(Arc<Mutex<(Vec<u8>, VecDeque<u8>)>>);
-
-impl ByteEnd for Terminal {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
-        self.0.lock().unwrap().0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
-        let input = &mut self.0.lock().unwrap().1;
-        if input.is_empty() {
-            return Err(EndError::WouldBlock);
-        }
-        Ok(into.iter_mut().zip(std::iter::from_fn(|| input.pop_front())).map(|(to, from)| *to = from).count())
-    }
-}
-
-/// Counts up, so that what a guest gets can be told from anything else.
-struct Counter(u8);
-
-impl Entropy for Counter {
-    fn fill(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
-        for byte in into.iter_mut() {
-            self.0 = self.0 % 250 + 1;
-            *byte = self.0;
-        }
-        Ok(into.len())
-    }
-}
-
-#[derive(Clone, Default)]
-struct Notebook(Arc<Mutex<PlainRecord>>);
-
-impl Recorder for Notebook {
-    fn record(&mut self, record: &PlainRecord) {
-        *self.0.lock().unwrap() = *record;
-    }
-}
-
-/// A PMM in this process, the doorbells, virtual time, and the dice.
+/// A PMM in this process, the doorbell to it, and the dice.
 struct Board {
-    m: Region,
-    link: Option<Link<'static, Region>>,
-    terminal: Terminal,
-    notebook: Notebook,
-    now: u64,
+    pmm: Pmm,
     dice: u64,
     /// Merged bells deliver one look for any number of them; otherwise each is looked at when it is rung.
     merge: bool,
     to_pmm: bool,
-    to_guest: bool,
 }
 
 #[derive(Clone)]
 struct Shared(Rc<RefCell<Board>>);
 
 impl Board {
-    fn new(seed: u64) -> Shared {
-        let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(0)).collect();
-        let mut board = Board {
-            m: Region::in_words(words.leak(), Attribute::Coherent),
-            link: None,
-            terminal: Terminal::default(),
-            notebook: Notebook::default(),
-            now: 0,
-            dice: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-            merge: seed % 2 == 0,
-            to_pmm: false,
-            to_guest: false,
-        };
-        board.start_pmm(None);
+    fn with(seed: u64) -> Shared {
+        let dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let board = Board { pmm: Pmm::start(region()), dice, merge: seed.is_multiple_of(2), to_pmm: false };
         Shared(Rc::new(RefCell::new(board)))
-    }
-
-    fn start_pmm(&mut self, record: Option<PlainRecord>) {
-        let layout = Layout::place(&[DeviceSpec::RNG, DeviceSpec::CONSOLE], LEN).unwrap();
-        let slots = |index: usize| {
-            let count = Link::<Region>::slots_for(&layout.devices()[index]);
-            vec![DeviceSlot::NEW; count].leak()
-        };
-        let (rng, console) = (Box::leak(Box::new(Rng::new(Counter(0)))), Console::new(self.terminal.clone()));
-        let console = Box::leak(Box::new(console));
-        let notebook = Box::leak(Box::new(self.notebook.clone()));
-        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true };
-        let members: [hvl_pmm::link::Member<'static, Region>; 2] = [(rng, slots(0)), (console, slots(1))];
-        self.link = Some(Link::publish(self.m, plan, members, Some(notebook), record.as_ref()).unwrap());
-        self.to_guest = true;
     }
 
     fn roll(&mut self, sides: u64) -> u64 {
@@ -124,19 +43,11 @@ impl Board {
 
     fn service(&mut self) {
         self.to_pmm = false;
-        self.now += 100;
-        for _ in 0..1000 {
-            let service = self.link.as_mut().unwrap().service(self.now);
-            self.to_guest |= service.ring;
-            if !service.again {
-                return;
-            }
-        }
-        panic!("1000 services and still more to do");
+        self.pmm.service();
     }
 
     fn profile(&self) -> Profile {
-        self.link.as_ref().unwrap().snapshot().profile
+        self.pmm.snapshot().profile
     }
 }
 
@@ -161,30 +72,29 @@ impl World for Shared {
                 return;
             }
             let mut board = self.0.borrow_mut();
-            board.now += 20_000;
-            board.service();
+            board.pmm.pass(20_000);
         }
-        let window = |at| self.0.borrow().m.read32(at);
+        let window = |at| self.0.borrow().pmm.m.read32(at);
         let registers: Vec<_> = (0x30..0x80).step_by(4).map(window).collect();
         panic!(
             "no doorbell in a second of virtual time; waited for {what}; device 0 from 0x30: {registers:x?}"
         );
     }
     fn rung(&mut self) -> bool {
-        std::mem::take(&mut self.0.borrow_mut().to_guest)
+        std::mem::take(&mut self.0.borrow_mut().pmm.rang)
     }
 }
 
 fn rng(board: &Shared, generation: Generation) -> FrontEnd {
-    FrontEnd::new(board.0.borrow().m, BASE, 0, generation, RNG_RINGS, &[2])
+    FrontEnd::new(board.0.borrow().pmm.m, BASE, 0, generation, RNG_RINGS, &[2])
 }
 
 fn console(board: &Shared, generation: Generation) -> FrontEnd {
-    FrontEnd::new(board.0.borrow().m, BASE, 1, generation, CONSOLE_RINGS, &[4, 4])
+    FrontEnd::new(board.0.borrow().pmm.m, BASE, 1, generation, CONSOLE_RINGS, &[4, 4])
 }
 
 fn draw(board: &mut Shared, rng: &mut FrontEnd, rounds: usize) {
-    let m = board.0.borrow().m;
+    let m = board.0.borrow().pmm.m;
     for round in 0..rounds {
         m.copy_out(POOL, &[0; 64]);
         rng.add(board, 0, POOL, 64, true);
@@ -198,8 +108,8 @@ fn draw(board: &mut Shared, rng: &mut FrontEnd, rounds: usize) {
 
 /// Sends lines and receives one, through both queues of the console.
 fn talk(board: &mut Shared, console: &mut FrontEnd, boot: usize) {
-    let (m, terminal) = (board.0.borrow().m, board.0.borrow().terminal.clone());
-    let before = terminal.0.lock().unwrap().0.len();
+    let (m, terminal) = (board.0.borrow().pmm.m, board.0.borrow().pmm.terminal.clone());
+    let before = terminal.sent().len();
     console.add(board, 0, POOL + 0x1000, 32, true);
     let mut expected = Vec::new();
     for round in 0..20 {
@@ -210,8 +120,8 @@ fn talk(board: &mut Shared, console: &mut FrontEnd, boot: usize) {
         let done = console.complete(board);
         assert_eq!(done.iter().map(|(queue, ..)| *queue).collect::<Vec<_>>(), [1], "round {round}");
     }
-    assert_eq!(terminal.0.lock().unwrap().0[before..], expected);
-    terminal.0.lock().unwrap().1.extend(b"typed");
+    assert_eq!(terminal.sent()[before..], expected);
+    terminal.type_in(b"typed");
     board.0.borrow_mut().service();
     let done = console.complete(board);
     assert_eq!(done, [(0, POOL + 0x1000, 5)]);
@@ -224,7 +134,7 @@ fn talk(board: &mut Shared, console: &mut FrontEnd, boot: usize) {
 fn every_generation_boots_and_works_on_both_devices() {
     for generation in GENERATIONS {
         for seed in 0..40 {
-            let mut board = Board::new(seed);
+            let mut board = Board::with(seed);
             let (mut rng, mut console) = (rng(&board, generation), console(&board, generation));
             assert_eq!(rng.boot(&mut board, 4, 0), 0);
             draw(&mut board, &mut rng, 10);
@@ -244,7 +154,7 @@ fn every_generation_boots_and_works_on_both_devices() {
 fn a_reboot_without_any_reset_is_recognised() {
     for generation in GENERATIONS {
         for seed in 0..40 {
-            let mut board = Board::new(seed);
+            let mut board = Board::with(seed);
             for boot in 0..6 {
                 let (mut rng, mut console) = (rng(&board, generation), console(&board, generation));
                 rng.boot(&mut board, 4, 0);
@@ -261,48 +171,32 @@ fn a_reboot_without_any_reset_is_recognised() {
 #[test]
 fn a_pmm_that_was_killed_goes_on_from_its_record_and_says_so_without_one() {
     for seed in 0..30 {
-        let mut board = Board::new(seed);
+        let mut board = Board::with(seed);
         let mut rng = rng(&board, Generation::G3);
         rng.boot(&mut board, 4, 0);
         draw(&mut board, &mut rng, 5);
-        let kept = *board.0.borrow().notebook.0.lock().unwrap();
-        board.0.borrow_mut().start_pmm(Some(kept));
+        let kept = board.0.borrow().pmm.notebook.kept();
+        board.0.borrow_mut().pmm.restart(Some(kept));
         draw(&mut board, &mut rng, 5);
-        board.0.borrow_mut().start_pmm(None);
+        board.0.borrow_mut().pmm.restart(None);
         board.0.borrow_mut().service();
-        let snapshot = board.0.borrow().link.as_ref().unwrap().snapshot();
-        let device = snapshot.devices[0].unwrap();
+        let device = board.0.borrow().pmm.device(0);
         assert!(device.must_reboot && !device.runs);
         rng.boot(&mut board, 4, 0);
         draw(&mut board, &mut rng, 5);
-        assert!(!board.0.borrow().link.as_ref().unwrap().snapshot().devices[0].unwrap().must_reboot);
+        assert!(!board.0.borrow().pmm.device(0).must_reboot);
     }
-}
-
-/// The epoch words of an extended guest, which is all of it that the PMM needs to change the session.
-fn hello(board: &mut Shared) {
-    let m = board.0.borrow().m;
-    let PmmLook::Present(pmm) = DriverHalf::look(&m) else { panic!("no PMM") };
-    let devices = DriverHalf::devices(&m).unwrap();
-    assert_eq!(devices.len(), 2);
-    let mut half = DriverHalf::new();
-    assert!(half.hello(&m, pmm, devices.len()));
-    for _ in 0..100 {
-        if half.adopted(&m) == Some(true) {
-            return;
-        }
-        board.wait("the adoption");
-    }
-    panic!("100 doorbells and no adoption");
 }
 
 #[test]
 fn it_takes_turns_with_a_guest_of_the_extended_profile() {
     for generation in GENERATIONS {
         for seed in 0..30 {
-            let mut board = Board::new(seed);
+            let mut board = Board::with(seed);
             for boot in 0..4 {
-                hello(&mut board);
+                let guest = Guest::boot(&mut board.0.borrow_mut().pmm);
+                guest.draw(&mut board.0.borrow_mut().pmm);
+                guest.say(&mut board.0.borrow_mut().pmm, "extended\n");
                 assert_eq!(board.0.borrow().profile(), Profile::Extended);
                 let (mut rng, mut console) = (rng(&board, generation), console(&board, generation));
                 rng.boot(&mut board, 4, 0);
@@ -320,8 +214,8 @@ fn a_queue_where_none_can_be_is_refused_and_counted() {
     for (pfn, size) in
         [(0x37000, 2), (0x37001, 3), (0x37001, 0x10000), (0x36fff, 2), (0x37100, 2), (0xffff_ffff, 8)]
     {
-        let mut board = Board::new(0);
-        let m = board.0.borrow().m;
+        let mut board = Board::with(0);
+        let m = board.0.borrow().pmm.m;
         m.write32(0x70, 1);
         board.0.borrow_mut().service();
         m.write32(0x30, 0);
@@ -329,7 +223,7 @@ fn a_queue_where_none_can_be_is_refused_and_counted() {
         m.write32(0x40, pfn);
         board.0.borrow_mut().service();
         assert_eq!(m.read32(0x40), pfn, "page {pfn:#x} is not acknowledged");
-        let device = board.0.borrow().link.as_ref().unwrap().snapshot().devices[0].unwrap();
+        let device = board.0.borrow().pmm.device(0);
         assert_eq!((device.queues_refused, device.runs), (1, false), "page {pfn:#x}, {size} entries");
         let mut rng = rng(&board, Generation::G3);
         rng.boot(&mut board, 4, 0);

@@ -1,0 +1,206 @@
+//! What tests of the link share: a region, a PMM in this process with virtual time and host ends that can be looked
+//! into, and a raw guest that can be told to misbehave.
+
+pub mod guest;
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hvl_pmm::device::console::Console;
+use hvl_pmm::device::rng::Rng;
+use hvl_pmm::host::{ByteEnd, EndError, Entropy};
+use hvl_pmm::link::{Link, LinkPlan, Member};
+use hvl_pmm::snapshot::{DeviceSnapshot, LinkSnapshot};
+use hvl_pmm::transport::plain::{PlainRecord, Recorder};
+use hvl_shared_abi::ring::split::DeviceSlot;
+use hvl_shared_abi::{Attribute, DeviceSpec, Layout, Region};
+
+/// The guest's address of the region.
+pub const BASE: u64 = 0x3700_0000;
+/// Length of the region in bytes.
+pub const LEN: u32 = 0x10_0000;
+
+/// A region of zeroes that is never freed: tests are short.
+pub fn region() -> Region {
+    let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(0)).collect();
+    Region::in_words(words.leak(), Attribute::Coherent)
+}
+
+/// The link of every test: entropy at window 0, a console at window 1.
+pub fn layout() -> Layout {
+    Layout::place(&[DeviceSpec::RNG, DeviceSpec::CONSOLE], LEN).expect("the default devices fit into 1 MiB")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Default)]
+struct Screen {
+    sent: Vec<u8>,
+    typed: VecDeque<u8>,
+    stuck: bool,
+}
+
+/// The terminal behind the console.
+#[derive(Clone, Default)]
+pub struct Terminal(Arc<Mutex<Screen>>);
+
+impl Terminal {
+    /// Everything that the guest has sent.
+    pub fn sent(&self) -> Vec<u8> {
+        lock(&self.0).sent.clone()
+    }
+    /// Types something.
+    pub fn type_in(&self, bytes: &[u8]) {
+        lock(&self.0).typed.extend(bytes);
+    }
+    /// Takes no bytes any more, or takes them again.
+    pub fn stick(&self, stuck: bool) {
+        lock(&self.0).stuck = stuck;
+    }
+}
+
+impl ByteEnd for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
+        let mut screen = lock(&self.0);
+        if screen.stuck {
+            return Err(EndError::WouldBlock);
+        }
+        screen.sent.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
+        let typed = &mut lock(&self.0).typed;
+        if typed.is_empty() {
+            return Err(EndError::WouldBlock);
+        }
+        let count = into.len().min(typed.len());
+        for (to, from) in into.iter_mut().zip(typed.drain(..count)) {
+            *to = from;
+        }
+        Ok(count)
+    }
+}
+
+/// Counts up, so that what a guest gets can be told from anything else; never 0.
+pub struct Counter(pub u8);
+
+impl Entropy for Counter {
+    fn fill(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
+        for byte in into.iter_mut() {
+            self.0 = self.0 % 250 + 1;
+            *byte = self.0;
+        }
+        Ok(into.len())
+    }
+}
+
+/// Where a PMM keeps its record of a plain guest.
+#[derive(Clone, Default)]
+pub struct Notebook(Arc<Mutex<PlainRecord>>);
+
+impl Notebook {
+    /// What was kept last.
+    pub fn kept(&self) -> PlainRecord {
+        *lock(&self.0)
+    }
+}
+
+impl Recorder for Notebook {
+    fn record(&mut self, record: &PlainRecord) {
+        *lock(&self.0) = *record;
+    }
+}
+
+/// A PMM in this process.
+pub struct Pmm {
+    /// The region that it serves.
+    pub m: Region,
+    /// The terminal behind its console, also of the next one.
+    pub terminal: Terminal,
+    /// Its record of a plain guest.
+    pub notebook: Notebook,
+    /// Virtual time in microseconds.
+    pub now: u64,
+    /// It has rung since somebody took the doorbell.
+    pub rang: bool,
+    link: Link<'static, Region>,
+}
+
+impl Pmm {
+    /// Starts one on a region.
+    pub fn start(m: Region) -> Pmm {
+        let (terminal, notebook) = (Terminal::default(), Notebook::default());
+        let link = publish(m, &terminal, &notebook, None);
+        Pmm { m, terminal, notebook, now: 0, rang: true, link }
+    }
+
+    /// Kills it, as SIGKILL does, and starts another one.
+    pub fn restart(&mut self, record: Option<PlainRecord>) {
+        self.link = publish(self.m, &self.terminal, &self.notebook, record.as_ref());
+        self.rang = true;
+    }
+
+    /// Lets it look until it has nothing more to do, which is to happen soon.
+    pub fn service(&mut self) {
+        for _ in 0..1000 {
+            self.now += 10;
+            let service = self.link.service(self.now);
+            self.rang |= service.ring;
+            if !service.again {
+                return;
+            }
+        }
+        panic!("the PMM had more to do after 1000 services: it spins");
+    }
+
+    /// Lets time pass, up to each of its deadlines in turn.
+    pub fn pass(&mut self, micros: u64) {
+        let end = self.now + micros;
+        while self.now < end {
+            self.service();
+            let deadline = self.link.service(self.now).deadline;
+            self.now = deadline.clamp(self.now + 1, end);
+        }
+        self.service();
+    }
+
+    /// Ends it in good order.
+    pub fn shutdown(&mut self) {
+        self.link.shutdown();
+    }
+
+    /// Its state.
+    pub fn snapshot(&self) -> LinkSnapshot {
+        self.link.snapshot()
+    }
+    /// The state of one device.
+    pub fn device(&self, index: usize) -> DeviceSnapshot {
+        self.snapshot().devices.get(index).copied().flatten().expect("the device of this index")
+    }
+    /// What the guest's last incarnation left to be read.
+    pub fn last_words(&self) -> Vec<u8> {
+        self.link.last_words().to_vec()
+    }
+}
+
+fn publish(
+    m: Region,
+    terminal: &Terminal,
+    notebook: &Notebook,
+    record: Option<&PlainRecord>,
+) -> Link<'static, Region> {
+    let layout = layout();
+    let slots = |index: usize| {
+        let count = layout.devices().get(index).map_or(0, Link::<Region>::slots_for);
+        vec![DeviceSlot::NEW; count].leak()
+    };
+    let rng = Box::leak(Box::new(Rng::new(Counter(0))));
+    let console = Box::leak(Box::new(Console::new(terminal.clone())));
+    let notebook = Box::leak(Box::new(notebook.clone()));
+    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true };
+    let members: [Member<'static, Region>; 2] = [(rng, slots(0)), (console, slots(1))];
+    Link::publish(m, plan, members, Some(notebook), record).expect("a link that fits its layout")
+}
