@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a newcomer or CI needs, as one command each. This file only dispatches.
 
 mod emulated;
+mod mutants;
 mod paths;
 mod process;
 mod setup;
@@ -23,12 +24,15 @@ enum Command {
     ///
     /// Everything is kept under target/ and nothing needs root. The other commands do this by themselves.
     Setup,
+    /// Plant faults, one at a time, and see whether the tests notice.
+    Mutants(mutants::Options),
     /// Run the tests, all or some.
     Test(test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Mutants(options) => mutants::run(&options),
         Command::Setup => setup::run(),
         Command::Test(options) => test::run(&options),
     };

@@ -47,6 +47,11 @@ const TESTS: &[Test] = &[
     Test { name: "clippy", about: "no warnings, host side", run: checks::clippy },
     Test { name: "doc", about: "the documentation builds without warnings", run: checks::doc },
     Test { name: "unit", about: "cargo test", run: checks::unit },
+    Test {
+        name: "mutants",
+        about: "every fault of tests/mutants.toml can still be planted",
+        run: |_| crate::mutants::check(),
+    },
     Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
     Test {
         name: "board",

@@ -1,0 +1,199 @@
+//! `cargo xtask mutants`: do the tests notice?
+//!
+//! `tests/mutants.toml` lists faults of one line each, planted one at a time in a copy of the tree; each names the
+//! test that must turn red for it. A fault that survives is a hole in the tests, and a fault whose line is gone is a
+//! list that nobody kept: both fail the run.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{paths, process};
+
+/// A test that has not finished by then hangs, which for a planted fault is a way of being noticed.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Options of `cargo xtask mutants`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Print the faults' names, one per line, and plant none.
+    #[arg(long)]
+    list: bool,
+    /// Plant this fault only; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    mutant: Vec<Mutant>,
+}
+
+/// One planted fault.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutant {
+    /// What the fault is, in a few words.
+    name: String,
+    /// The file, from the repository's root.
+    file: String,
+    /// Text that stands in it exactly once.
+    find: String,
+    /// What is put in its place.
+    replace: String,
+    /// The package whose tests must notice.
+    package: String,
+    /// The test that must turn red: its name or a part of it.
+    test: String,
+    /// Run it with optimisation: for tests that take many steps.
+    #[serde(default)]
+    release: bool,
+}
+
+fn read_list() -> Result<Vec<Mutant>> {
+    let path = paths::root().join("tests/mutants.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let list: List =
+        toml::from_str(&text).with_context(|| format!("{} is no list of faults", path.display()))?;
+    Ok(list.mutant)
+}
+
+/// Checks that every fault of the list can still be planted, without planting any: a test of the list itself.
+pub fn check() -> Result<()> {
+    let list = read_list()?;
+    let stale: Vec<_> = list.iter().filter_map(|mutant| mutant.plant(paths::root()).err()).collect();
+    if let Some(first) = stale.first() {
+        bail!("{} of {} faults cannot be planted; first: {first:#}", stale.len(), list.len());
+    }
+    eprintln!("{} faults can be planted", list.len());
+    Ok(())
+}
+
+impl Mutant {
+    /// The file with the fault in it.
+    fn plant(&self, root: &Path) -> Result<String> {
+        let text = fs::read_to_string(root.join(&self.file))
+            .with_context(|| format!("{}: {} cannot be read", self.name, self.file))?;
+        match text.matches(&self.find).count() {
+            1 => Ok(text.replacen(&self.find, &self.replace, 1)),
+            0 => bail!("{}: {} has no `{}` any more", self.name, self.file, self.find),
+            n => bail!("{}: {} has `{}` {n} times; it takes a longer text", self.name, self.file, self.find),
+        }
+    }
+
+    fn command(&self, tree: &Path) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(tree).args(["test", "--quiet", "--package", &self.package]);
+        if self.release {
+            command.arg("--release");
+        }
+        command.args(["--", &self.test]).env("CARGO_TARGET_DIR", tree.with_file_name("target"));
+        command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+        command
+    }
+}
+
+/// How a test came out.
+#[derive(PartialEq)]
+enum Verdict {
+    Green,
+    Red,
+    Hangs,
+    /// Nothing ran, or it did not compile: the list is wrong.
+    Nothing(String),
+}
+
+fn judge(command: &mut Command) -> Result<Verdict> {
+    let Some(output) = process::read_within(command, LIMIT)? else { return Ok(Verdict::Hangs) };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ran: usize = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("test result: "))
+        .flat_map(|line| line.split("; "))
+        .filter(|part| part.ends_with(" passed") || part.ends_with(" failed"))
+        .filter_map(|part| part.split_whitespace().rev().nth(1)?.parse::<usize>().ok())
+        .sum();
+    if output.status.success() {
+        return Ok(if ran == 0 { Verdict::Nothing("no test of this name".into()) } else { Verdict::Green });
+    }
+    if ran != 0 || text.contains("running 1 test") {
+        return Ok(Verdict::Red);
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    let first = complaint.lines().find(|line| line.starts_with("error")).unwrap_or("nothing ran");
+    Ok(Verdict::Nothing(first.to_owned()))
+}
+
+/// Copies the files of the working tree, but for those that git ignores.
+fn copy_tree(to: &Path) -> Result<()> {
+    let files = process::read(Command::new("git").current_dir(paths::root()).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    for file in files.lines() {
+        let (from, to) = (paths::root().join(file), to.join(file));
+        let Ok(new) = fs::read(&from) else { continue };
+        // A file that has not changed keeps its time, so that cargo builds nothing twice.
+        if fs::read(&to).ok().as_ref() != Some(&new) {
+            fs::create_dir_all(to.parent().unwrap_or(&to))?;
+            fs::write(&to, new).with_context(|| format!("{} cannot be written", to.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Plants them.
+pub fn run(options: &Options) -> Result<()> {
+    let list = read_list()?;
+    if options.list {
+        list.iter().for_each(|mutant| println!("{:40} {} {}", mutant.name, mutant.package, mutant.test));
+        return Ok(());
+    }
+    if let Some(unknown) = options.only.iter().find(|name| list.iter().all(|mutant| mutant.name != **name)) {
+        bail!("--only {unknown}: there is no such fault; `cargo xtask mutants --list` names them");
+    }
+    let tree: PathBuf = paths::root().join("target/mutants/tree");
+    copy_tree(&tree)?;
+    let chosen: Vec<_> =
+        list.iter().filter(|mutant| options.only.is_empty() || options.only.contains(&mutant.name)).collect();
+    let mut survivors = Vec::new();
+    for (number, mutant) in (1..).zip(&chosen) {
+        let start = Instant::now();
+        eprint!("{number}/{} {} ... ", chosen.len(), mutant.name);
+        let file = tree.join(&mutant.file);
+        let sound = fs::read_to_string(&file)?;
+        fs::write(&file, mutant.plant(&tree)?)?;
+        let verdict = judge(&mut mutant.command(&tree));
+        fs::write(&file, &sound)?;
+        let verdict = verdict?;
+        let (noticed, how) = match &verdict {
+            Verdict::Red => (true, "red".to_owned()),
+            Verdict::Hangs => (true, "hangs, which is red".to_owned()),
+            Verdict::Green => (false, "SURVIVED".to_owned()),
+            Verdict::Nothing(why) => (false, format!("NOT TRIED: {why}")),
+        };
+        eprintln!("{how} ({:.0} s)", start.elapsed().as_secs_f32());
+        println!(
+            "{} {:44} {} {}",
+            if noticed { "ok    " } else { "FAILED" },
+            mutant.name,
+            mutant.package,
+            mutant.test
+        );
+        if !noticed {
+            survivors.push(mutant.name.as_str());
+        }
+    }
+    println!("{} passed, {} failed", chosen.len() - survivors.len(), survivors.len());
+    if !survivors.is_empty() {
+        bail!("no test noticed: {}", survivors.join("; "));
+    }
+    Ok(())
+}
