@@ -1,4 +1,12 @@
 //! The PMM (physical machine monitor) of hypervisor-less virtio: the side of a link that offers devices.
+//!
+//! The core does no I/O, reads no clock and needs no `std`, so that the simulator can run it and an RTOS can be a PMM:
+//! [`link`] is one guest, [`transport`] how its acceptance reaches a device, [`device`] the devices, [`host`] the traits
+//! through which they meet the world, [`snapshot`] the state of it all as plain data.
+//!
+//! Around it, with the feature `std`, stands a Linux program: [`options`] says what is wanted, [`open`] gets it from the
+//! machine ([`region`], [`doorbell`], the ends in [`host`]) before any guest's word is read, [`serve`] runs one event
+//! loop a link, [`observe`] tells what happens.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod device;

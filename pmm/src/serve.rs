@@ -58,7 +58,8 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
     control.set_boards(boards.clone());
 
     let mut watches = Watches::default();
-    while threads.iter().any(|thread| !thread.is_finished()) {
+    // A board is closed last of all in a thread, and wakes this loop; `is_finished` comes a moment later and does not.
+    while boards.iter().any(|board| !board.is_closed()) {
         watches.clear();
         watches.add(signals.as_raw_fd(), true, false);
         watches.add(waker.as_raw_fd(), true, false);
@@ -84,18 +85,8 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
     first.unwrap_or(Ok(()))
 }
 
-/// Wakes the main loop when a link's thread ends, in whatever way.
-struct Ending<'a>(&'a Board);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.control.wake();
-    }
-}
-
 /// Serves one link; its end, and even its panic, is not the end of the others.
 fn guarded(link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
-    let _ending = Ending(board);
     let name = link.description.name.clone();
     let _span = tracing::error_span!("link", name = %name).entered();
     let result = catch_unwind(AssertUnwindSafe(|| serve_link(link, board, wait)))
@@ -250,7 +241,7 @@ impl Loop<'_, '_> {
         self.link.shutdown();
         self.doorbell.ring();
         let (link, wakeups) = (&self.link, self.wakeups);
-        self.board.close(status_of(first, kind, link, self.doorbell, self.console.as_ref(), wakeups));
+        self.board.leave(status_of(first, kind, link, self.doorbell, self.console.as_ref(), wakeups));
         outcome
     }
 }

@@ -114,9 +114,19 @@ impl Board {
         }
     }
 
+    /// The link's side: leaves a snapshot in any case.
+    pub fn leave(&self, status: LinkStatus) {
+        self.put(self.asked.load(Ordering::Acquire), status);
+    }
+
     /// The link's last word; every question after it is answered with this.
     pub fn close(&self, last: LinkStatus) {
         self.put(u64::MAX, last);
+    }
+
+    /// Whether the link has said its last word.
+    pub fn is_closed(&self) -> bool {
+        self.answered() == u64::MAX
     }
 
     fn put(&self, number: u64, status: LinkStatus) {

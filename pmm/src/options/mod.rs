@@ -4,6 +4,8 @@
 //! words as written, and from there [`LinkDescription`]s, checked one by one and against each other. Nothing here opens
 //! anything (`--config` alone is read), and nothing here is global: a program may hold several sets of options.
 
+// Its comments are help texts, where `[,listen]` is no link.
+#[allow(rustdoc::broken_intra_doc_links)]
 mod cli;
 mod describe;
 mod later;
