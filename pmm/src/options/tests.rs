@@ -209,6 +209,12 @@ fn help_is_whole() {
         }
     }
     assert!(!help.contains("--kernel"));
+    let page = include_str!("../../../docs/pmm.md");
+    for command in Cli::command().get_subcommands() {
+        for long in command.get_arguments().filter_map(|option| option.get_long()) {
+            assert!(page.contains(&format!("--{long}")), "--{long} is not in docs/pmm.md");
+        }
+    }
     assert!(matches!(pmm("--version"), Ok(Command::Print(_))));
     assert!(matches!(pmm("status --help"), Ok(Command::Print(_))));
 }
@@ -243,6 +249,14 @@ fn a_file_says_the_same_as_a_command_line() {
     let from_line = links(&line);
     assert_eq!(from_file.links, from_line.links);
     assert_eq!((from_file.wait, from_file.log), (from_line.wait, from_line.log));
+}
+
+#[test]
+fn the_file_in_the_documentation_works() {
+    let page = include_str!("../../../docs/pmm.md");
+    let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let Ok(Command::Run(run)) = File::new("page", text).run("") else { panic!("{text}") };
+    assert_eq!((run.links.len(), run.links[1].name.as_str()), (2, "r5-1"));
 }
 
 #[test]
