@@ -426,6 +426,18 @@ impl<'s> Queue<'s> {
     pub fn release(&mut self, block: u16) {
         self.free.push(self.buffers, block);
     }
+    /// The next answer: a block, which the caller holds now, and its bytes.
+    #[cfg(feature = "virtio-drivers")]
+    pub fn take_ready(&mut self) -> Option<(u16, u32)> {
+        let block = self.ready.pop(self.buffers)?;
+        self.cursor = 0;
+        Some((block, self.buffers.get(usize::from(block))?.len))
+    }
+    /// The block that lies exactly here.
+    #[cfg(feature = "virtio-drivers")]
+    pub fn block_at(&self, at: u32) -> Option<u16> {
+        (0..self.count).find(|&block| place(self.at, self.block, block) == at)
+    }
     /// Where a block lies.
     pub fn extent(&self, block: u16) -> Extent {
         Extent { at: place(self.at, self.block, block), len: self.block }

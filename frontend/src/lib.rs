@@ -14,6 +14,13 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(any(
+    feature = "embedded-io",
+    feature = "embedded-io-async",
+    feature = "rand_core",
+    feature = "virtio-drivers"
+))]
+pub mod adapter;
 pub mod bounce;
 pub mod device;
 pub mod link;

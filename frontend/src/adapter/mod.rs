@@ -1,0 +1,39 @@
+//! The devices behind other crates' traits, one cargo feature each.
+//!
+//! | feature | module | crate |
+//! |---|---|---|
+//! | `embedded-io` | [`embedded_io`] | embedded-io 0.7: `Read`, `Write`, `ReadReady`, `WriteReady` |
+//! | `embedded-io-async` | [`embedded_io_async`] | embedded-io-async 0.7: `Read`, `Write` |
+//! | `rand_core` | [`rand_core`] | rand_core 0.10: `TryRng` |
+//! | `virtio-drivers` | [`virtio_drivers`] | virtio-drivers 0.13: `Transport`, `Hal` |
+//!
+//! Traits that wait get a deadline: nothing here waits for ever.
+
+#[cfg(feature = "embedded-io")]
+pub mod embedded_io;
+#[cfg(feature = "embedded-io-async")]
+pub mod embedded_io_async;
+#[cfg(feature = "rand_core")]
+pub mod rand_core;
+#[cfg(feature = "virtio-drivers")]
+pub mod virtio_drivers;
+
+use crate::platform::Instant;
+
+/// How long a call may wait. On a board without a clock it does not wait at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout {
+    /// Microseconds.
+    pub micros: u64,
+}
+
+impl Timeout {
+    /// From milliseconds.
+    pub const fn millis(millis: u32) -> Timeout {
+        Timeout { micros: (millis as u64).saturating_mul(1_000) }
+    }
+    #[cfg_attr(not(any(feature = "embedded-io", feature = "rand_core")), allow(dead_code))]
+    fn from(self, now: Instant) -> Option<Instant> {
+        now.is_known().then(|| now.plus(self.micros))
+    }
+}
