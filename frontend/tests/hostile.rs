@@ -489,7 +489,7 @@ fn handles_on_threads_make_progress_alone_and_through_restarts() {
         while acknowledged.load(SeqCst) == 0 || random.load(SeqCst) < 1_000 {
             assert!(std::time::Instant::now() < guard, "waited for the lines and the entropy");
             looks += 1;
-            if looks % 500 == 0 && acknowledged.load(SeqCst) == 0 {
+            if looks.is_multiple_of(500) && acknowledged.load(SeqCst) == 0 {
                 output.append(&mut pmm.output);
                 pmm = Pmm::start(&board);
             }
