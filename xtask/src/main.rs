@@ -1,6 +1,5 @@
 //! `cargo xtask`: everything a newcomer or CI needs, as one command each. This file only dispatches.
 
-mod emulated;
 mod mutants;
 mod paths;
 mod process;

@@ -2,6 +2,7 @@
 //! but poll, and no doorbell would ever arrive.
 
 use anyhow::{Context, Result, bail};
+use hvl_test_board::Launch;
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -32,9 +33,8 @@ enum Place {
     Unpacked { root: PathBuf, loader: PathBuf },
 }
 
-impl Emulator {
-    /// A command line to which the machine's options are added.
-    pub fn command(&self) -> Command {
+impl Launch for Emulator {
+    fn command(&self) -> Command {
         match &self.place {
             Place::Installed(_) => Command::new(PROGRAM),
             Place::Unpacked { root, loader } => {

@@ -11,10 +11,8 @@ use std::{
 };
 
 use super::Context;
-use crate::{
-    emulated::{Board, Files, SHARED_BASE},
-    paths,
-};
+use crate::paths;
+use hvl_test_board::{Board, Files, SHARED_BASE};
 
 /// Guards against waiting for ever; a whole boot takes a third of a second on an idle machine.
 const GUARD: Duration = Duration::from_secs(30);

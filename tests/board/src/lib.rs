@@ -10,7 +10,11 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use crate::setup::Emulator;
+/// How the emulator is called on this machine.
+pub trait Launch {
+    /// A command line to which the machine's options are added.
+    fn command(&self) -> Command;
+}
 
 /// Physical address of the memory that both sides share, which is also its offset in the DDR file.
 pub const SHARED_BASE: u64 = 0x1000_0000;
@@ -57,7 +61,7 @@ impl Files {
 
 /// A running board.
 pub struct Board {
-    emulator: Emulator,
+    emulator: Box<dyn Launch>,
     files: Files,
     child: Child,
     /// Kept open: the emulator's control channel ends here.
@@ -66,9 +70,9 @@ pub struct Board {
 
 impl Board {
     /// Switches a board on. When this returns, its doorbell's socket takes connections and the firmware is starting.
-    pub fn start(emulator: &Emulator, files: Files) -> Result<Self> {
+    pub fn start(emulator: &(impl Launch + Clone + 'static), files: Files) -> Result<Self> {
         let (child, control) = launch(emulator, &files)?;
-        Ok(Self { emulator: emulator.clone(), files, child, _control: control })
+        Ok(Self { emulator: Box::new(emulator.clone()), files, child, _control: control })
     }
 
     /// Its files.
@@ -86,7 +90,7 @@ impl Board {
     /// Cuts the power (SIGKILL) and switches the board on again. Its memory keeps what it held.
     pub fn power_cycle(&mut self) -> Result<()> {
         self.kill()?;
-        (self.child, self._control) = launch(&self.emulator, &self.files)?;
+        (self.child, self._control) = launch(&*self.emulator, &self.files)?;
         Ok(())
     }
 
@@ -106,7 +110,7 @@ impl Drop for Board {
     }
 }
 
-fn launch(emulator: &Emulator, files: &Files) -> Result<(Child, BufReader<ChildStdout>)> {
+fn launch(emulator: &dyn Launch, files: &Files) -> Result<(Child, BufReader<ChildStdout>)> {
     let length = files.doorbell.as_os_str().len();
     if length > 107 {
         bail!(
@@ -140,7 +144,7 @@ fn launch(emulator: &Emulator, files: &Files) -> Result<(Child, BufReader<ChildS
     Ok((child, control))
 }
 
-fn command(emulator: &Emulator, files: &Files) -> Command {
+fn command(emulator: &dyn Launch, files: &Files) -> Command {
     let mut command = emulator.command();
     let size = format!("{DDR_MEBIBYTES}M");
     // Six processors, of which one runs: with a single R5 the model puts the interrupt controller elsewhere.
