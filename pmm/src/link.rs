@@ -332,15 +332,13 @@ impl<'s, M: Mem> Link<'s, M> {
                 taken.iter_mut().filter(|part| **part == own).for_each(|part| *part = Extent::default());
             }
             let recorder = &mut self.recorder;
-            let mut acknowledge = |queues: &crate::transport::plain::DeviceRecord| {
+            let mut keep = |queues: &crate::transport::plain::DeviceRecord| {
                 if let Some(kept) = record.devices.get_mut(index) {
                     *kept = *queues;
                 }
-                if let Some(recorder) = recorder {
-                    recorder.record(&record);
-                }
+                recorder.as_mut().is_none_or(|recorder| recorder.record(&record))
             };
-            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, now, &mut acknowledge);
+            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, now, &mut keep);
             outcome.ring |= one.ring;
             outcome.again |= one.again;
         }

@@ -122,12 +122,15 @@ pub struct StateRecorder {
     name: String,
     base: u64,
     layout: u64,
+    /// The last record could not be written.
+    failing: bool,
 }
 
 impl StateRecorder {
     fn open(path: &Path, link: &LinkDescription, layout: &Layout) -> Result<StateRecorder, Failure> {
         let name = format!("--state {}", path.display());
-        Ok(StateRecorder { file: StateFile::open(path)?, name, base: link.base, layout: layout.identity() })
+        let file = StateFile::open(path)?;
+        Ok(StateRecorder { file, name, base: link.base, layout: layout.identity(), failing: false })
     }
 
     /// What a predecessor kept, if it was for a link like this one.
@@ -138,16 +141,20 @@ impl StateRecorder {
 }
 
 impl Recorder for StateRecorder {
-    fn record(&mut self, record: &PlainRecord) {
+    fn record(&mut self, record: &PlainRecord) -> bool {
         let kept = Kept { base: self.base, layout: self.layout, record: *record };
         let stored =
             serde_json::to_vec(&kept).map_err(std::io::Error::from).and_then(|bytes| self.file.store(&bytes));
-        if let Err(error) = stored {
-            error!(
-                "{}: cannot be written ({error}); if this pmm is killed now, its guest must be rebooted",
+        match &stored {
+            // Said once: it is tried again fifty times a second.
+            Err(error) if !self.failing => error!(
+                "{}: cannot be written ({error}); the guest's queues are not acknowledged before it can, make room",
                 self.name
-            );
+            ),
+            _ => {}
         }
+        self.failing = stored.is_err();
+        !self.failing
     }
 }
 

@@ -114,12 +114,14 @@ impl<M: Mem> Queue<'_, '_, M> {
         self.refuse(request.token, None);
     }
 
-    /// Whether another request waits.
-    pub fn has_more(&self) -> bool {
+    /// Whether another request waits. Where none does, the next one is to wake this side, as after a
+    /// [`take`](Self::take) that found nothing.
+    pub fn has_more(&mut self) -> bool {
+        *self.hungry = true;
         self.ring.has_available(self.mem)
     }
 
-    /// The region, for [`Request::read`] and [`Request::write`].
+    /// The region, for [`Request::peek`] and [`Request::write`].
     pub const fn mem(&self) -> &M {
         self.mem
     }

@@ -7,7 +7,7 @@
 //!
 //! One thing the registers do not say is whether QueuePFN is news: a front-end that stores page numbers back leaves the
 //! last one there, and after a reboot stores QueueNum before it. So a page number that was there before counts as a
-//! request only when nothing has changed for [`STEADY`]; any other counts at once. In the same way an acknowledgement
+//! request only when nothing has changed for 100 ms; any other counts at once. In the same way an acknowledgement
 //! that the front-end seems to have missed is stored again. Acting at once instead would now and then take another
 //! queue's ring, or overwrite a page number just stored.
 //!
@@ -69,8 +69,8 @@ pub struct PlainRecord {
 
 /// Keeps a [`PlainRecord`] where the next PMM finds it. It is told before each acknowledgement.
 pub trait Recorder: Send {
-    /// Stores the record; it must be there when this returns, or the guest must not be told.
-    fn record(&mut self, record: &PlainRecord);
+    /// Stores the record. `false`: it could not be, and the guest is not told; it is tried again at the next look.
+    fn record(&mut self, record: &PlainRecord) -> bool;
 }
 
 /// What the queue registers come to.
@@ -206,7 +206,7 @@ impl PlainDevice {
         region: ShmRegion,
         taken: &[Extent],
         now: Micros,
-        acknowledge: &mut dyn FnMut(&DeviceRecord),
+        record: &mut dyn FnMut(&DeviceRecord) -> bool,
     ) -> Outcome {
         let seen = Seen::copy(m, port.window);
         if seen.status < self.status {
@@ -220,7 +220,7 @@ impl PlainDevice {
                 m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
                 Outcome { ring: true, again: false }
             }
-            News::Request => self.set_up(m, port, region, taken, &seen, acknowledge),
+            News::Request => self.set_up(m, port, region, taken, &seen, record),
         };
         if seen.ack != 0 {
             self.acknowledged(m, port.window, seen.ack, &mut outcome);
@@ -279,7 +279,7 @@ impl PlainDevice {
         region: ShmRegion,
         taken: &[Extent],
         seen: &Seen,
-        acknowledge: &mut dyn FnMut(&DeviceRecord),
+        record: &mut dyn FnMut(&DeviceRecord) -> bool,
     ) -> Outcome {
         let Request { sel, num, pfn } = seen.request;
         let selected = usize::try_from(sel).ok().filter(|_| sel != QUEUE_POISON);
@@ -302,19 +302,25 @@ impl PlainDevice {
             return Outcome::default();
         };
         ring.replace(place);
-        let start = ring.alleged_position(m);
         // The front-end never zeroes its rings and counts on in them, so its index is taken as it stands.
-        ring.start(m, Features::empty(), start);
-        let (Some(record), Some(slot)) = (self.queues.queues.get_mut(index), port.rings.get_mut(index))
-        else {
+        let start = ring.alleged_position(m);
+        let mut queues = self.queues;
+        if let Some(queue) = queues.queues.get_mut(index) {
+            *queue = QueueRecord { pfn, size: place.size, start };
+        }
+        if !record(&queues) {
+            // The ring stays spare, and the request stands until the record can be kept.
+            if let Some(spare) = port.spare.get_mut(index) {
+                *spare = Some(ring);
+            }
             return Outcome::default();
-        };
-        *record = QueueRecord { pfn, size: place.size, start };
-        *slot = Some(ring);
-        self.count = index.saturating_add(1);
-        self.last_sel = sel;
+        }
+        ring.start(m, Features::empty(), start);
+        if let Some(slot) = port.rings.get_mut(index) {
+            *slot = Some(ring);
+        }
+        (self.queues, self.count, self.last_sel) = (queues, index.saturating_add(1), sel);
         self.refusal = None;
-        acknowledge(&self.queues);
         m.publish32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
         m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
         Outcome { ring: true, again: true }

@@ -13,7 +13,7 @@ mod rings;
 use hvl_shared_abi::ring::split::DriverRing;
 use hvl_shared_abi::{Features, Mem};
 use hvl_test_kit::guest::{CONSOLE, Guest, RNG};
-use hvl_test_kit::{LEN, Pmm, layout, region};
+use hvl_test_kit::{LEN, Pmm, region};
 
 /// A PMM and a guest whose entropy device runs, with a ring that the scenario may abuse.
 pub struct Stage {
@@ -94,9 +94,10 @@ pub fn run(scenario: &Scenario) {
     next.say(&mut pmm, "again\n");
 }
 
-/// A canary over everything that neither side may touch: behind the layout's end.
+/// A canary over everything behind the pool of the device that is abused: the pool of the other one, and what nobody
+/// uses.
 pub fn canary(stage: &Stage) -> Canary {
-    let end = layout().end();
+    let end = stage.guest.place(RNG).pool.end();
     for at in (end..LEN).step_by(4) {
         stage.pmm.m.write32(at, !at);
     }

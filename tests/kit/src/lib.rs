@@ -109,8 +109,9 @@ impl Notebook {
 }
 
 impl Recorder for Notebook {
-    fn record(&mut self, record: &PlainRecord) {
+    fn record(&mut self, record: &PlainRecord) -> bool {
         *lock(&self.0) = *record;
+        true
     }
 }
 

@@ -32,3 +32,10 @@ pub fn unit(_: &Context) -> Result<()> {
 pub fn firmware(context: &Context) -> Result<()> {
     process::run(context.tools()?.toolchain.clippy().args(["--quiet", "--release", "--workspace"]))
 }
+
+/// The device half needs no std: an RTOS may be the PMM.
+pub fn device_half(context: &Context) -> Result<()> {
+    let mut build = context.tools()?.toolchain.cargo("build");
+    build.args(["--quiet", "--release", "--lib", "--no-default-features", "--manifest-path"]);
+    process::run(build.arg(paths::root().join("pmm/Cargo.toml")))
+}

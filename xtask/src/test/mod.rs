@@ -54,6 +54,11 @@ const TESTS: &[Test] = &[
     },
     Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
     Test {
+        name: "device-half",
+        about: "the PMM's state machine with console and rng compiles for the Cortex-R5 without std",
+        run: checks::device_half,
+    },
+    Test {
         name: "board",
         about: "the emulated Cortex-R5: boot, doorbell, clock, restarts, faults",
         run: board::run,

@@ -270,6 +270,9 @@ fn indirect_tables_are_walked_once_and_bounded() {
     p.desc(0, BASE + 0x4000, 48, INDIRECT, 0);
     row(&p, NEXT, 0);
     assert_eq!(p.malformed(6, 0), ChainError::TooLong, "a loop inside");
+    p.m.write32(0x4000, (BASE + 0x4000) as u32);
+    p.m.write32(0x4004, ((BASE + 0x4000) >> 32) as u32);
+    p.m.write32(0x4008, 48);
     row(&p, INDIRECT, 0);
     assert_eq!(p.malformed(7, 0), ChainError::BadIndirect, "a table inside a table");
     p.desc(0, BASE + 0x1000, 48, INDIRECT, 0);
