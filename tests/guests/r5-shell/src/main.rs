@@ -1,0 +1,67 @@
+//! The shell on the Cortex-R5, bare metal: a console and entropy through the link, and nothing else.
+//!
+//! With nothing to do it sleeps in WFI, without a timer. After a panic its last words lie in the region, where the PMM
+//! finds them, and on UART0; then it restarts warm, like after `reboot`. A panic before the shell has run once would
+//! only come again, so there it halts.
+#![no_std]
+#![no_main]
+
+mod board;
+
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use board::R5;
+use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
+use hvl_frontend::device::rng::{Rng, RngStorage};
+use hvl_frontend::{Clock, Link, LinkStorage, Wait};
+use hvl_guest_shell::{Next, Shell, text::Text};
+use r5_board::{boot, logln};
+use static_cell::ConstStaticCell;
+
+static LINK: LinkStorage<'static> = LinkStorage::NEW;
+static CONSOLE: ConstStaticCell<ConsoleStorage> = ConstStaticCell::new(ConsoleStorage::NEW);
+static RNG: ConstStaticCell<RngStorage> = ConstStaticCell::new(RngStorage::NEW);
+/// The shell has run.
+static RUNS: AtomicBool = AtomicBool::new(false);
+
+#[r5_board::entry]
+fn main() -> ! {
+    r5_board::start(|| LINK.rang());
+    logln!("r5-shell: MIDR {:#010x}", r5_board::midr());
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn run() -> Result<core::convert::Infallible, &'static str> {
+    let link = Link::attach(&LINK, R5).map_err(|_| "the link cannot be attached")?;
+    let mut console = Console::open(&link, CONSOLE.take(), Options::default()).map_err(|_| "no console")?;
+    let mut rng = Rng::open(&link, RNG.take()).map_err(|_| "no entropy device")?;
+    let mut shell = Shell::new::<R5>();
+    loop {
+        let now = R5.now();
+        link.poll(now);
+        let until = match shell.run(&mut console, &mut rng, now) {
+            Next::Again => continue,
+            Next::Wait(until) => until,
+            Next::Reboot => boot::reboot(),
+            Next::Panic => panic!("asked to, by the command 'panic'"),
+        };
+        RUNS.store(true, Ordering::Relaxed);
+        let deadline = [link.next_deadline(), until].into_iter().flatten().min();
+        R5.wait_for_doorbell(deadline);
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    boot::report_panic(info);
+    let mut words = Text::<256>::NEW;
+    // Cut where the region has no room for more.
+    let _ = write!(words, "{info}");
+    LINK.leave_last_words(&R5, words.as_bytes());
+    if RUNS.load(Ordering::Relaxed) { boot::reboot() } else { boot::halt() }
+}

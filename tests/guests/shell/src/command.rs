@@ -1,0 +1,170 @@
+//! Lines become commands. What is wrong with a line is said in a sentence.
+
+use core::fmt;
+
+/// Most bytes of one `rand`.
+pub const MOST_RANDOM: u32 = 8192;
+
+/// A command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command<'l> {
+    /// An empty line.
+    Nothing,
+    /// Lists the commands.
+    Help,
+    /// What this machine is, and how the link stands.
+    About,
+    /// Prints random bytes from the entropy device, in hex.
+    Rand(u32),
+    /// Prints the rest of the line.
+    Echo(&'l str),
+    /// Prints this many bytes of [`pattern`](crate::pattern).
+    Flood(u32),
+    /// Takes this many bytes of input.
+    Sink(u32),
+    /// Prints numbered lines, from the first to the last; to Ctrl-C if there is no last.
+    Count(u64, Option<u64>),
+    /// Acknowledges a numbered line.
+    Line(u64),
+    /// The frontend's counters.
+    Link,
+    /// Panics.
+    Panic,
+    /// Restarts.
+    Reboot,
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong<'l> {
+    /// It is not UTF-8.
+    NotText,
+    /// There is no such command.
+    Unknown(&'l str),
+    /// The command is used like this.
+    Usage(&'static str),
+    /// That many are not to be had.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many at the most.
+        most: u32,
+    },
+}
+
+impl fmt::Display for Wrong<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wrong::NotText => f.write_str("the line is not UTF-8 text"),
+            Wrong::Unknown(word) => {
+                f.write_str("there is no command '")?;
+                // Long enough to be recognised, short enough for the rest of the sentence to be seen.
+                word.chars().take(40).try_for_each(|c| fmt::Write::write_char(f, c))?;
+                f.write_str("'; 'help' lists them")
+            }
+            Wrong::Usage(usage) => write!(f, "write '{usage}'"),
+            Wrong::TooMany { what, most } => write!(f, "at most {most} {what} at a time"),
+        }
+    }
+}
+
+/// Reads a line.
+pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
+    let line = core::str::from_utf8(line).map_err(|_| Wrong::NotText)?.trim();
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let mut words = rest.split_whitespace();
+    let (first, second) = (words.next(), words.next());
+    let surplus = words.next().is_some();
+    // A command without arguments, and one with a number.
+    let alone = |command, usage| if first.is_none() { Ok(command) } else { Err(Wrong::Usage(usage)) };
+    let one = |usage| match (first, second) {
+        (Some(first), None) => number(first).ok_or(Wrong::Usage(usage)),
+        _ => Err(Wrong::Usage(usage)),
+    };
+    let size = |usage, what, most| {
+        let size = one(usage)?;
+        u32::try_from(size).ok().filter(|&size| size <= most).ok_or(Wrong::TooMany { what, most })
+    };
+    match word {
+        "" => Ok(Command::Nothing),
+        "help" | "?" => alone(Command::Help, "help"),
+        "about" => alone(Command::About, "about"),
+        "link" => alone(Command::Link, "link"),
+        "panic" => alone(Command::Panic, "panic"),
+        "reboot" => alone(Command::Reboot, "reboot"),
+        "echo" => Ok(Command::Echo(rest)),
+        "rand" => size("rand N", "random bytes", MOST_RANDOM).map(Command::Rand),
+        "flood" => size("flood N, with K or M for multiples", "bytes", u32::MAX).map(Command::Flood),
+        "sink" => size("sink N, with K or M for multiples", "bytes", u32::MAX).map(Command::Sink),
+        "line" => one("line K").map(Command::Line),
+        "count" => {
+            let usage = Wrong::Usage("count FROM [TO]");
+            let from = first.and_then(number).ok_or(usage)?;
+            let to = second.map(|to| number(to).ok_or(usage)).transpose()?;
+            if surplus || to.is_some_and(|to| to < from) {
+                return Err(usage);
+            }
+            Ok(Command::Count(from, to))
+        }
+        word => Err(Wrong::Unknown(word)),
+    }
+}
+
+/// A number, decimal or 0x, with K or M for multiples of 1024.
+fn number(word: &str) -> Option<u64> {
+    let (digits, unit) = match word.as_bytes().last()? {
+        b'K' | b'k' => (word.get(..word.len().checked_sub(1)?)?, 1 << 10),
+        b'M' | b'm' => (word.get(..word.len().checked_sub(1)?)?, 1 << 20),
+        _ => (word, 1u64),
+    };
+    let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |digits| (digits, 16));
+    // `from_str_radix` would take a sign.
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(digits, radix).ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    #[test]
+    fn commands() {
+        for (line, command) in [
+            ("", Command::Nothing),
+            ("   ", Command::Nothing),
+            (" help ", Command::Help),
+            ("?", Command::Help),
+            ("rand 32", Command::Rand(32)),
+            ("rand   0x20", Command::Rand(32)),
+            ("echo  two  words ", Command::Echo(" two  words")),
+            ("echo", Command::Echo("")),
+            ("flood 2M", Command::Flood(2 << 20)),
+            ("sink 0", Command::Sink(0)),
+            ("sink 3k", Command::Sink(3 << 10)),
+            ("count 5", Command::Count(5, None)),
+            ("count 5 5", Command::Count(5, Some(5))),
+            ("line 18446744073709551615", Command::Line(u64::MAX)),
+        ] {
+            assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn mistakes() {
+        for line in ["rand", "rand x", "rand -1", "rand +1", "rand 1 2", "rand 0x", "rand K", "help me"] {
+            assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
+        }
+        for line in ["count", "count 5 4", "count 1 2 3", "line", "line 18446744073709551616", "flood 9.5"] {
+            assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
+        }
+        for line in ["rand 8193", "flood 4096M", "sink 0x100000000"] {
+            assert!(matches!(parse(line.as_bytes()), Err(Wrong::TooMany { .. })), "{line:?}");
+        }
+        assert_eq!(parse(b"ls -l"), Err(Wrong::Unknown("ls")));
+        assert_eq!(parse(b"\xff"), Err(Wrong::NotText));
+        assert_eq!(format!("{}", Wrong::Unknown("Help")), "there is no command 'Help'; 'help' lists them");
+    }
+}

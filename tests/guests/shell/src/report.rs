@@ -1,0 +1,144 @@
+//! What `help`, `about` and `link` say, one line at a time: the shell writes the next when the last has gone.
+
+use core::fmt::{self, Write};
+
+use hvl_frontend::device::DeviceStatus;
+use hvl_frontend::device::console::Console;
+use hvl_frontend::device::rng::Rng;
+use hvl_frontend::{Link, LinkState};
+use hvl_shared_abi::Mem;
+
+use crate::Machine;
+use crate::text::Text;
+
+/// What can be reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The commands.
+    Help,
+    /// The machine and the link.
+    About,
+    /// The frontend's counters.
+    Link,
+}
+
+const HELP: &[&str] = &[
+    "help          this list",
+    "about         processor, profile, epochs, memory and devices of this board",
+    "rand N        N random bytes from the link's entropy device, in hex",
+    "echo TEXT     prints TEXT",
+    "flood N       prints N bytes of a pattern, then their count and CRC-32",
+    "sink N        takes the next N bytes of input, then prints their count and CRC-32",
+    "count A [B]   numbered lines 'n A' to 'n B', or until Ctrl-C; answers 'line K' meanwhile",
+    "line K        answers 'got K'",
+    "link          what the frontend counted",
+    "panic         panics: the last words go to the PMM, and the board restarts",
+    "reboot        restarts the board",
+    "N is decimal or 0x, with K or M; Ctrl-C cancels, Ctrl-U empties the line.",
+];
+
+/// What a report looks at.
+pub(crate) struct Subject<'a, 's, B> {
+    pub console: &'a mut Console<'s, B>,
+    pub rng: &'a mut Rng<'s, B>,
+}
+
+/// Writes one line of a report, with its end. `false`: there is no such line.
+pub(crate) fn line<B: Machine, const N: usize>(
+    report: Report,
+    line: usize,
+    subject: &mut Subject<'_, '_, B>,
+    out: &mut Text<N>,
+) -> bool {
+    let written = match report {
+        Report::Help => HELP.get(line).map(|help| out.write_str(help)),
+        Report::About => about(line, subject, out),
+        Report::Link => counter(line, subject, out),
+    };
+    if written.is_some() {
+        out.push(b"\n");
+    }
+    written.is_some()
+}
+
+fn about<B: Machine>(
+    line: usize,
+    subject: &mut Subject<'_, '_, B>,
+    out: &mut dyn fmt::Write,
+) -> Option<fmt::Result> {
+    let Subject { console, rng } = subject;
+    Some(match line {
+        0 => write!(out, "board      {}", B::NAME),
+        1 => {
+            let _ = out.write_str("processor  ");
+            console.link().board().processor(out)
+        }
+        2..=4 => about_link(line, console.link(), out),
+        5 => {
+            let _ = write!(out, "console    {}", Status(console.status()));
+            match console.size() {
+                Ok(Some((columns, rows))) => write!(out, ", {columns} by {rows} characters"),
+                _ => Ok(()),
+            }
+        }
+        6 => write!(out, "entropy    {}", Status(rng.status())),
+        7 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
+        _ => return None,
+    })
+}
+
+fn about_link<B: Machine>(line: usize, link: &Link<'_, B>, out: &mut dyn fmt::Write) -> fmt::Result {
+    let (pmm, driver) = link.epochs();
+    match line {
+        2 => match link.state() {
+            LinkState::Up => out.write_str("profile    extended"),
+            LinkState::Refused(refusal) => write!(out, "profile    none: {refusal}"),
+            LinkState::Down | LinkState::Greeting => out.write_str("profile    none: no PMM answers"),
+        },
+        3 => write!(out, "epochs     PMM {pmm}, driver {driver}"),
+        _ => {
+            let (region, mem) = (link.board().region(), link.board().mem());
+            let attribute = mem.attribute().name();
+            write!(out, "memory     {} bytes at {:#010x}, {attribute}", region.len, region.base)
+        }
+    }
+}
+
+/// A device's status in words.
+struct Status(Option<DeviceStatus>);
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("being looked at"),
+            Some(DeviceStatus::Down) => f.write_str("down"),
+            Some(DeviceStatus::Missing) => f.write_str("not offered by the PMM"),
+            Some(DeviceStatus::Unfit(unfit)) => write!(f, "unusable: {unfit}"),
+            Some(DeviceStatus::Starting) => f.write_str("starting"),
+            Some(DeviceStatus::Running) => f.write_str("running"),
+            Some(DeviceStatus::Resetting(fault)) => write!(f, "being reset ({fault:?})"),
+        }
+    }
+}
+
+fn counter<B: Machine>(
+    line: usize,
+    subject: &Subject<'_, '_, B>,
+    out: &mut dyn fmt::Write,
+) -> Option<fmt::Result> {
+    let link = subject.console.link();
+    let counters = link.counters();
+    let mut all = counters.iter();
+    let count = all.size_hint().0;
+    if let Some((name, value)) = all.nth(line) {
+        return Some(write!(out, "{name:13} {value}"));
+    }
+    match line.checked_sub(count)? {
+        0 => {
+            let bytes = subject.console.acknowledged().unwrap_or(0);
+            Some(write!(out, "{:13} {bytes}", "acknowledged"))
+        }
+        1 => link.board().wake_ups().map(|wakes| write!(out, "{:13} {wakes}", "wake_ups")),
+        _ => None,
+    }
+}

@@ -1,0 +1,464 @@
+//! Commands become output. One job runs at a time, and each call of [`Shell::run`] moves it as far as the console has
+//! room, within a bound; so one loop can serve the link, the shell and whatever else a firmware does.
+//!
+//! Input is not read ahead of the job that wants it, but for a short type-ahead in which Ctrl-C is looked for.
+
+use heapless::Deque;
+
+use hvl_frontend::Instant;
+use hvl_frontend::device::NotNow;
+use hvl_frontend::device::console::Console;
+use hvl_frontend::device::rng::{FillError, Rng};
+
+use crate::Machine;
+use crate::command::{self, Command};
+use crate::editor::{CANCEL, Echo, Editor, Key, LINE};
+use crate::pattern::{self, Sum};
+use crate::report::{self, Report, Subject};
+use crate::text::{BLOCK, Text};
+
+/// Bytes of output that wait for the console: a block, and the longest line that is added to it.
+const OUT: usize = 512;
+/// Bytes of input that wait for a job.
+const AHEAD: usize = 256;
+/// Steps of one call.
+const STEPS: usize = 32;
+/// How long entropy may take, in microseconds. A PMM that restarts is back long before.
+const ENTROPY: u64 = 10_000_000;
+/// How long the input of `sink` may stay silent, in microseconds.
+const SILENCE: u64 = 30_000_000;
+/// How long the last output before a restart may take, in microseconds.
+const FAREWELL: u64 = 2_000_000;
+/// Random bytes in one line of output.
+const RANDOM_LINE: usize = 32;
+/// The longest answer to a numbered line: `got 18446744073709551615` and its end.
+const ANSWER: usize = 25;
+
+const _: () = assert!(BLOCK + LINE + 64 <= OUT && RANDOM_LINE * 2 < BLOCK);
+
+/// What the shell wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// To be called again at once: there is more to do.
+    Again,
+    /// To be called when the doorbell has rung, or at this time.
+    Wait(Option<Instant>),
+    /// A warm restart. What was printed is acknowledged.
+    Reboot,
+    /// A panic, in the firmware's own way. What was printed is acknowledged.
+    Panic,
+}
+
+/// What the shell is at.
+enum Job {
+    /// Reading a line.
+    Prompt,
+    /// Printing a report; the next line.
+    Report(Report, usize),
+    /// Printing random bytes: so many are missing, and so many stand in the present line.
+    Rand { missing: u32, column: usize, until: Option<Instant> },
+    /// Printing the pattern.
+    Flood { at: u32, len: u32, sum: Sum },
+    /// Taking input.
+    Sink { got: u32, len: u32, sum: Sum, until: Option<Instant> },
+    /// Printing numbered lines, and answering them.
+    Count { next: Option<u64>, to: Option<u64>, printed: u64, answered: u64, line: Editor },
+    /// Waiting for the output to be acknowledged, and then for the end.
+    Farewell { next: Next, until: Option<Instant> },
+}
+
+/// How far a step came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// There may be more to do.
+    On,
+    /// It waits for the other side.
+    Wait,
+    /// The command has ended.
+    Done(bool),
+    /// To be told to the firmware.
+    End(Next),
+}
+
+/// A shell on one console.
+pub struct Shell {
+    out: Text<OUT>,
+    ahead: Deque<u8, AHEAD>,
+    editor: Editor,
+    job: Job,
+    failed: bool,
+    /// The session in which the prompt was printed.
+    session: Option<u32>,
+}
+
+impl Shell {
+    /// A shell that greets and prompts as soon as somebody listens.
+    pub fn new<B: Machine>() -> Shell {
+        let mut shell = Shell {
+            out: Text::NEW,
+            ahead: Deque::new(),
+            editor: Editor::NEW,
+            job: Job::Prompt,
+            failed: false,
+            session: None,
+        };
+        shell.out.print(format_args!("shell on {}: 'help' lists the commands\n", B::NAME));
+        shell.prompt::<B>();
+        shell
+    }
+
+    /// Does what can be done now, within a bound. Never waits.
+    ///
+    /// Call it after [`Link::poll`](hvl_frontend::Link::poll), and before the link is asked for its deadline.
+    pub fn run<'s, B: Machine>(
+        &mut self,
+        console: &mut Console<'s, B>,
+        rng: &mut Rng<'s, B>,
+        now: Instant,
+    ) -> Next {
+        self.greet_again(console);
+        for _ in 0..STEPS {
+            self.fill_ahead(console);
+            if !self.flush(console) {
+                break;
+            }
+            if self.cancelled() {
+                self.out.print(format_args!("^C\nerror: cancelled\n"));
+                self.finish::<B>(false);
+                continue;
+            }
+            match self.step(console, rng, now) {
+                Step::On => {}
+                Step::Wait if self.out.is_empty() => break,
+                Step::Wait => {}
+                Step::Done(succeeded) => self.finish::<B>(succeeded),
+                Step::End(next) => return next,
+            }
+        }
+        self.next(console)
+    }
+
+    /// What is to be said after the steps.
+    fn next<B: Machine>(&mut self, console: &mut Console<'_, B>) -> Next {
+        let until = match &self.job {
+            Job::Rand { until, .. } | Job::Sink { until, .. } | Job::Farewell { until, .. } => *until,
+            // Neither waits for anything but room.
+            Job::Flood { .. } | Job::Count { .. } if self.out.is_empty() => return Next::Again,
+            _ => None,
+        };
+        let stuck = !self.out.is_empty();
+        let more = (stuck && console.write_ready() == Ok(true))
+            || (!stuck && matches!(self.job, Job::Prompt) && !self.ahead.is_empty())
+            || (self.wants_input() && console.read_ready() == Ok(true));
+        if more { Next::Again } else { Next::Wait(until) }
+    }
+
+    /// Writes what waits. `false`: some of it still does.
+    fn flush<B: Machine>(&mut self, console: &mut Console<'_, B>) -> bool {
+        while !self.out.is_empty() {
+            match console.write(self.out.as_bytes()) {
+                Ok(0) | Err(NotNow::WouldBlock | NotNow::LinkDown) => return false,
+                Ok(done) => self.out.consume(done),
+            }
+        }
+        true
+    }
+
+    /// Whether what comes now would be read now.
+    fn wants_input(&self) -> bool {
+        match self.job {
+            Job::Sink { .. } => self.out.is_empty(),
+            _ => !self.ahead.is_full(),
+        }
+    }
+
+    /// Reads what has come into the type-ahead, unless it is data.
+    fn fill_ahead<B: Machine>(&mut self, console: &mut Console<'_, B>) {
+        if matches!(self.job, Job::Sink { .. }) {
+            return;
+        }
+        let mut bytes = [0; 64];
+        loop {
+            let room = AHEAD.saturating_sub(self.ahead.len()).min(bytes.len());
+            let Some(into) = bytes.get_mut(..room).filter(|into| !into.is_empty()) else { return };
+            let Ok(count) = console.read(into) else { return };
+            for &byte in into.iter().take(count) {
+                // It has room: that much was read and no more.
+                let _ = self.ahead.push_back(byte);
+            }
+        }
+    }
+
+    /// Whether Ctrl-C was typed at a job that it ends. What was typed before it is forgotten, as a terminal does.
+    fn cancelled(&mut self) -> bool {
+        match self.job {
+            // The line is what it cancels; data may contain it; it is too late.
+            Job::Prompt | Job::Sink { .. } | Job::Farewell { .. } => return false,
+            Job::Report(..) | Job::Rand { .. } | Job::Flood { .. } | Job::Count { .. } => {}
+        }
+        let Some(at) = self.ahead.iter().position(|&byte| byte == CANCEL) else { return false };
+        for _ in 0..=at {
+            self.ahead.pop_front();
+        }
+        true
+    }
+
+    fn step<'s, B: Machine>(
+        &mut self,
+        console: &mut Console<'s, B>,
+        rng: &mut Rng<'s, B>,
+        now: Instant,
+    ) -> Step {
+        match &mut self.job {
+            Job::Prompt => self.edit::<B>(now),
+            Job::Report(report, line) => {
+                let (report, at) = (*report, *line);
+                *line = line.saturating_add(1);
+                let mut subject = Subject { console, rng };
+                if report::line(report, at, &mut subject, &mut self.out) {
+                    Step::On
+                } else {
+                    Step::Done(true)
+                }
+            }
+            Job::Rand { .. } => self.rand(rng, now),
+            Job::Flood { at, len, sum } => {
+                if at == len {
+                    let line_is_open = *len % 64 != 0;
+                    let sum = core::mem::replace(sum, pattern::sum()).finalize();
+                    let end = if line_is_open { "\n" } else { "" };
+                    self.out.print(format_args!("{end}flood: {len} bytes, CRC-32 {sum:08x}\n"));
+                    return Step::Done(true);
+                }
+                for _ in 0..BLOCK {
+                    if at == len {
+                        break;
+                    }
+                    let byte = [pattern::byte(*at)];
+                    self.out.push(&byte);
+                    sum.update(&byte);
+                    *at = at.saturating_add(1);
+                }
+                Step::On
+            }
+            Job::Sink { .. } => self.sink(console, now),
+            Job::Count { .. } => self.count(),
+            Job::Farewell { next, until } => {
+                let over = until.is_none_or(|until| until <= now);
+                if over || console.flush() == Ok(()) { Step::End(*next) } else { Step::Wait }
+            }
+        }
+    }
+
+    // --- the prompt -------------------------------------------------------------------------------------------------
+
+    fn prompt<B: Machine>(&mut self) {
+        let failed = if self.failed { " (failed)" } else { "" };
+        self.out.print(format_args!("{}{failed}> ", B::NAME));
+    }
+
+    fn finish<B: Machine>(&mut self, succeeded: bool) {
+        self.failed = !succeeded;
+        self.job = Job::Prompt;
+        self.editor.clear();
+        self.prompt::<B>();
+    }
+
+    /// After another PMM has come, its user sees an empty screen; the prompt and what was typed are said again.
+    fn greet_again<B: Machine>(&mut self, console: &Console<'_, B>) {
+        let session = console.link().counters().sessions;
+        if session == 0 || self.session == Some(session) {
+            return;
+        }
+        let first = self.session.replace(session).is_none();
+        if !first && matches!(self.job, Job::Prompt) && self.out.is_empty() {
+            self.out.push(b"\n");
+            self.prompt::<B>();
+            self.out.push(self.editor.line());
+        }
+    }
+
+    /// Takes the next key.
+    fn edit<B: Machine>(&mut self, now: Instant) -> Step {
+        // Echoes are gathered: a pasted line is one write.
+        while self.out.len() < BLOCK {
+            let Some(key) = self.ahead.pop_front() else { return Step::Wait };
+            match self.editor.key(key) {
+                Key::Echo(Echo::Nothing) => {}
+                Key::Echo(Echo::Byte(byte)) => {
+                    self.out.push(&[byte]);
+                }
+                Key::Echo(Echo::Erase) => {
+                    self.out.push(b"\x08 \x08");
+                }
+                Key::Echo(Echo::Redraw) => {
+                    self.out.push(b"\r\x1b[K");
+                    self.prompt::<B>();
+                }
+                Key::Cancelled => {
+                    self.out.push(b"^C\n");
+                    self.editor.clear();
+                    self.prompt::<B>();
+                }
+                Key::TooLong => {
+                    self.out.print(format_args!("\nerror: a line has at most {LINE} bytes\n"));
+                    return Step::Done(false);
+                }
+                Key::Line => {
+                    self.out.push(b"\n");
+                    return self.begin(now);
+                }
+            }
+        }
+        Step::On
+    }
+
+    /// Begins what the line says.
+    fn begin(&mut self, now: Instant) -> Step {
+        // A board without a clock has no deadlines; Ctrl-C is left.
+        let after = |micros| now.is_known().then(|| now.plus(micros));
+        let command = match command::parse(self.editor.line()) {
+            Ok(command) => command,
+            Err(wrong) => {
+                self.out.print(format_args!("error: {wrong}\n"));
+                return Step::Done(false);
+            }
+        };
+        self.job = match command {
+            Command::Nothing => return Step::Done(!self.failed),
+            Command::Echo(text) => {
+                self.out.print(format_args!("{text}\n"));
+                return Step::Done(true);
+            }
+            Command::Line(number) => {
+                self.out.print(format_args!("got {number}\n"));
+                return Step::Done(true);
+            }
+            Command::Help => Job::Report(Report::Help, 0),
+            Command::About => Job::Report(Report::About, 0),
+            Command::Link => Job::Report(Report::Link, 0),
+            Command::Rand(missing) => Job::Rand { missing, column: 0, until: after(ENTROPY) },
+            Command::Flood(len) => Job::Flood { at: 0, len, sum: pattern::sum() },
+            Command::Sink(len) => {
+                self.editor.forget_return();
+                Job::Sink { got: 0, len, sum: pattern::sum(), until: after(SILENCE) }
+            }
+            Command::Count(from, to) => {
+                Job::Count { next: Some(from), to, printed: 0, answered: 0, line: Editor::NEW }
+            }
+            Command::Panic | Command::Reboot => {
+                let (next, what) = match command {
+                    Command::Panic => (Next::Panic, "panicking"),
+                    _ => (Next::Reboot, "restarting"),
+                };
+                self.out.print(format_args!("{what}\n"));
+                Job::Farewell { next, until: after(FAREWELL) }
+            }
+        };
+        Step::On
+    }
+
+    // --- jobs -------------------------------------------------------------------------------------------------------
+
+    /// Prints what the entropy device has given, up to a line of it.
+    fn rand<B: Machine>(&mut self, rng: &mut Rng<'_, B>, now: Instant) -> Step {
+        let Job::Rand { missing, column, until } = &mut self.job else { return Step::On };
+        if *missing == 0 {
+            return Step::Done(true);
+        }
+        let mut bytes = [0; RANDOM_LINE];
+        let want = RANDOM_LINE.saturating_sub(*column).min(*missing as usize);
+        let error = match rng.fill(bytes.get_mut(..want).unwrap_or(&mut [])) {
+            Ok(count) => {
+                for byte in bytes.iter().take(count) {
+                    self.out.print(format_args!("{byte:02x}"));
+                }
+                *missing = missing.saturating_sub(count as u32);
+                *column = column.saturating_add(count);
+                if *column >= RANDOM_LINE || *missing == 0 {
+                    *column = 0;
+                    self.out.push(b"\n");
+                }
+                *until = until.map(|_| now.plus(ENTROPY));
+                return Step::On;
+            }
+            Err(FillError::LinkDown | FillError::WouldBlock) if until.is_none_or(|until| now < until) => {
+                return Step::Wait;
+            }
+            Err(error) => error,
+        };
+        let end = if *column == 0 { "" } else { "\n" };
+        self.out.print(format_args!("{end}error: {error}\n"));
+        Step::Done(false)
+    }
+
+    fn sink<B: Machine>(&mut self, console: &mut Console<'_, B>, now: Instant) -> Step {
+        let Job::Sink { got, len, sum, until } = &mut self.job else { return Step::On };
+        if got == len {
+            let sum = core::mem::replace(sum, pattern::sum()).finalize();
+            self.out.print(format_args!("sink: {len} bytes, CRC-32 {sum:08x}\n"));
+            return Step::Done(true);
+        }
+        let missing = len.saturating_sub(*got);
+        // First what came before the command was read to its end.
+        let count = if self.ahead.is_empty() {
+            let mut bytes = [0; BLOCK];
+            let want = BLOCK.min(missing as usize);
+            let count = console.read(bytes.get_mut(..want).unwrap_or(&mut [])).unwrap_or(0);
+            sum.update(bytes.get(..count).unwrap_or(&[]));
+            count
+        } else {
+            let mut count = 0usize;
+            while count < missing as usize {
+                let Some(byte) = self.ahead.pop_front() else { break };
+                sum.update(&[byte]);
+                count = count.saturating_add(1);
+            }
+            count
+        };
+        *got = got.saturating_add(count as u32);
+        if count != 0 {
+            *until = until.map(|_| now.plus(SILENCE));
+            return Step::On;
+        }
+        if until.is_none_or(|until| now < until) {
+            return Step::Wait;
+        }
+        let seconds = SILENCE / 1_000_000;
+        self.out.print(format_args!("error: {got} of {len} bytes came, and then none for {seconds} s\n"));
+        Step::Done(false)
+    }
+
+    /// Fills one block with whole lines: answers first, since somebody waits for them.
+    fn count(&mut self) -> Step {
+        let Job::Count { next, to, printed, answered, line } = &mut self.job else { return Step::On };
+        while self.out.len().saturating_add(ANSWER) <= BLOCK {
+            let Some(key) = self.ahead.pop_front() else { break };
+            if !matches!(line.key(key), Key::Line | Key::TooLong) {
+                continue;
+            }
+            // Anything else that is typed meanwhile is nobody's command.
+            if let Ok(Command::Line(number)) = command::parse(line.line()) {
+                self.out.print(format_args!("got {number}\n"));
+                *answered = answered.saturating_add(1);
+            }
+            line.clear();
+        }
+        while let Some(number) = *next {
+            if !self.out.print_within(BLOCK, format_args!("n {number}\n")) {
+                return Step::On;
+            }
+            *printed = printed.saturating_add(1);
+            *next = number.checked_add(1).filter(|&next| to.is_none_or(|to| next <= to));
+        }
+        if !self.out.is_empty() {
+            return Step::On;
+        }
+        self.out.print(format_args!("count: {printed} lines printed, {answered} answered\n"));
+        Step::Done(true)
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
