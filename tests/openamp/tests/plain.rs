@@ -21,6 +21,8 @@ struct Board {
     dice: u64,
     /// Merged bells deliver one look for any number of them; otherwise each is looked at when it is rung.
     merge: bool,
+    /// Between any two stores, this many microseconds pass.
+    dawdle: u64,
     to_pmm: bool,
 }
 
@@ -30,7 +32,13 @@ struct Shared(Rc<RefCell<Board>>);
 impl Board {
     fn with(seed: u64) -> Shared {
         let dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let board = Board { pmm: Pmm::start(region()), dice, merge: seed.is_multiple_of(2), to_pmm: false };
+        let board = Board {
+            pmm: Pmm::start(region()),
+            dice,
+            merge: seed.is_multiple_of(2),
+            dawdle: 0,
+            to_pmm: false,
+        };
         Shared(Rc::new(RefCell::new(board)))
     }
 
@@ -61,6 +69,10 @@ impl World for Shared {
     }
     fn pause(&mut self) {
         let mut board = self.0.borrow_mut();
+        if board.dawdle != 0 {
+            let dawdle = board.dawdle;
+            board.pmm.pass(dawdle);
+        }
         let look = if board.to_pmm { 2 } else { 8 };
         if board.roll(look) == 0 {
             board.service();
@@ -147,6 +159,19 @@ fn every_generation_boots_and_works_on_both_devices() {
             draw(&mut board, &mut rng, 10);
             assert_eq!(board.0.borrow().profile(), Profile::Plain);
         }
+    }
+}
+
+#[test]
+fn a_front_end_that_dawdles_between_its_stores_is_understood() {
+    for generation in GENERATIONS {
+        let mut board = Board::with(1);
+        board.0.borrow_mut().dawdle = 250_000;
+        let (mut rng, mut console) = (rng(&board, generation), console(&board, generation));
+        rng.boot(&mut board, 4, 0);
+        console.boot(&mut board, 3, 1);
+        draw(&mut board, &mut rng, 1);
+        talk(&mut board, &mut console, 0);
     }
 }
 

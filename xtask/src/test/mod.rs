@@ -69,7 +69,7 @@ const TESTS: &[Test] = &[
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
         for test in TESTS {
-            println!("{:10} {}", test.name, test.about);
+            println!("{:14} {}", test.name, test.about);
         }
         return Ok(());
     }
@@ -77,25 +77,45 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("--only {unknown}: there is no such test; `cargo xtask test --list` names them");
     }
     let context = Context::default();
-    let mut failed = Vec::new();
-    for test in TESTS
+    let chosen = TESTS
         .iter()
-        .filter(|test| options.only.is_empty() || options.only.iter().any(|name| name == test.name))
-    {
+        .filter(|test| options.only.is_empty() || options.only.iter().any(|name| name == test.name));
+    let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
+    for test in chosen {
         eprintln!("test {}: {} ...", test.name, test.about);
         let start = Instant::now();
         let result = (test.run)(&context);
         let seconds = start.elapsed().as_secs_f32();
         match result {
-            Ok(()) => println!("test {:10} ok      {seconds:6.1} s", test.name),
+            Ok(()) => {
+                println!("test {:14} ok      {seconds:6.1} s", test.name);
+                passed += 1;
+            }
+            Err(error) if error.is::<Skipped>() => {
+                println!("test {:14} SKIPPED {seconds:6.1} s: {error:#}", test.name);
+                skipped += 1;
+            }
             Err(error) => {
-                println!("test {:10} FAILED  {seconds:6.1} s: {error:#}", test.name);
+                println!("test {:14} FAILED  {seconds:6.1} s: {error:#}", test.name);
                 failed.push(test.name);
             }
         }
     }
+    println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
 }
+
+/// Why a test could not be run on this machine. It is counted, and said.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
