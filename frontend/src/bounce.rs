@@ -211,10 +211,9 @@ pub(crate) struct Found {
 /// One queue with its blocks.
 #[derive(Debug)]
 pub(crate) struct Queue<'s> {
-    ring: Option<DriverRing<'s>>,
-    /// The ring's storage until it has its first place.
-    slots: Option<&'s mut [DriverSlot]>,
+    ring: DriverRing<'s>,
     buffers: &'s mut [Buffer],
+    /// Entries that there is storage for; 0: the device has no such queue.
     entries: u16,
     kind: Kind,
     /// Most blocks to make of the pool.
@@ -234,25 +233,39 @@ pub(crate) struct Queue<'s> {
 }
 
 impl<'s> Queue<'s> {
+    /// No queue.
+    pub const NONE: Queue<'s> = Queue {
+        ring: DriverRing::idle(nothing()),
+        buffers: nothing(),
+        entries: 0,
+        kind: Kind::Receive,
+        most: 0,
+        at: 0,
+        block: 0,
+        count: 0,
+        free: List::EMPTY,
+        flight: List::EMPTY,
+        ready: List::EMPTY,
+        cursor: 0,
+        acknowledged: 0,
+        layout: 0,
+    };
+
+    /// A queue with this storage, of which at most `most` blocks are made of the pool.
     pub fn new(storage: QueueSlices<'s>, kind: Kind, most: u16) -> Queue<'s> {
         let entries = storage.slots.len().min(storage.buffers.len());
         Queue {
-            ring: None,
-            slots: Some(storage.slots),
+            ring: DriverRing::idle(storage.slots),
             buffers: storage.buffers,
             entries: u16::try_from(entries).unwrap_or(u16::MAX),
             kind,
             most,
-            at: 0,
-            block: 0,
-            count: 0,
-            free: List::EMPTY,
-            flight: List::EMPTY,
-            ready: List::EMPTY,
-            cursor: 0,
-            acknowledged: 0,
-            layout: 0,
+            ..Queue::NONE
         }
+    }
+    /// Whether the device has this queue.
+    pub fn is_there(&self) -> bool {
+        self.entries != 0
     }
 
     // --- sessions ---------------------------------------------------------------------------------------------------
@@ -260,9 +273,8 @@ impl<'s> Queue<'s> {
     /// Takes the place that a PMM published (checked), and its share of the device's pool. Returns how many blocks
     /// were lost because the pool has moved.
     pub fn place(&mut self, place: QueuePlace, base: u64, share: Extent) -> Result<u16, Unfit> {
-        let too_long = Unfit::QueueTooLong { entries: place.size, storage: self.entries };
-        if place.size > self.entries {
-            return Err(too_long);
+        if place.size > self.entries || !self.ring.replace(place, base) {
+            return Err(Unfit::QueueTooLong { entries: place.size, storage: self.entries });
         }
         let blocks = u32::from(place.size.min(self.most));
         let fit = share.len.checked_div(blocks).unwrap_or(0).min(MAX_BLOCK) & !LINE.wrapping_sub(1);
@@ -270,15 +282,6 @@ impl<'s> Queue<'s> {
         let count = share.len.checked_div(block).unwrap_or(0).min(blocks) as u16;
         if count == 0 {
             return Err(Unfit::PoolTooSmall { bytes: share.len });
-        }
-        match (&mut self.ring, self.slots.take()) {
-            (Some(ring), _) => {
-                if !ring.replace(place, base) {
-                    return Err(too_long);
-                }
-            }
-            (ring @ None, Some(slots)) => *ring = DriverRing::new(place, base, slots),
-            (None, None) => return Err(too_long),
         }
         if (self.at, self.block, self.count) == (share.at, block, count) {
             return Ok(0);
@@ -298,8 +301,7 @@ impl<'s> Queue<'s> {
     /// Set-up state: starts the ring for a session, and posts what was in flight, or drops it. Returns how many blocks
     /// were posted again, and how many dropped.
     pub fn start<M: Mem>(&mut self, m: &M, features: Features) -> (u16, u16) {
-        let Some(ring) = &mut self.ring else { return (0, 0) };
-        ring.start(m, features);
+        self.ring.start(m, features);
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
         let (mut resent, mut dropped) = (0u16, 0u16);
         while let Some(block) = again.pop(self.buffers) {
@@ -330,9 +332,8 @@ impl<'s> Queue<'s> {
     /// Takes every completion out of the ring, at most as many as it has entries.
     pub fn look<M: Mem>(&mut self, m: &M) -> Result<Found, RingFault> {
         let mut found = Found::default();
-        let Some(ring) = &mut self.ring else { return Ok(found) };
-        for _ in 0..ring.size() {
-            let Some(used) = ring.pop(m)? else { break };
+        for _ in 0..self.ring.size() {
+            let Some(used) = self.ring.pop(m)? else { break };
             let Some(block) = self.buffers.get(used.token.index()).map(|buffer| buffer.carried) else {
                 break;
             };
@@ -378,8 +379,7 @@ impl<'s> Queue<'s> {
             m.clean(at, len);
             Segment::readable(at, len)
         };
-        let Some(ring) = &mut self.ring else { return };
-        match ring.add(m, &[segment]) {
+        match self.ring.add(m, &[segment]) {
             Ok(token) => {
                 if let Some(buffer) = self.buffers.get_mut(token.index()) {
                     buffer.carried = block;
@@ -405,11 +405,11 @@ impl<'s> Queue<'s> {
 
     /// Makes what was posted visible. `true`: the PMM wants to be rung for it.
     pub fn publish<M: Mem>(&mut self, m: &M) -> bool {
-        self.ring.as_mut().is_some_and(|ring| ring.publish(m))
+        self.ring.publish(m)
     }
     /// Asks for a doorbell at the next completion. `true`: there is one already.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
-        self.ring.as_mut().is_some_and(|ring| ring.arm(m))
+        self.is_there() && self.ring.arm(m)
     }
     /// Whether something is in flight that the device should answer by itself.
     pub fn expects(&self) -> bool {
@@ -508,6 +508,11 @@ impl<'s> Queue<'s> {
             len = len.wrapping_sub(ask);
         }
     }
+}
+
+/// An empty slice that a constant may hold.
+const fn nothing<'a, T>() -> &'a mut [T] {
+    &mut []
 }
 
 /// Where a block lies.

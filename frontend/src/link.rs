@@ -13,11 +13,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hvl_shared_abi::block::{self, BlockError};
 use hvl_shared_abi::epoch::{DeviceList, DriverHalf, Foreign, PmmLook, driver_bell};
-use hvl_shared_abi::header::{Extent, MAX_DEVICES};
+use hvl_shared_abi::header::{Extent, MAX_DEVICES, reg};
 use hvl_shared_abi::{DeviceId, Mem, Window};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use crate::platform::{Alarm, Board, Instant, earlier};
+use crate::platform::{Board, Instant};
 use crate::transport::extended::Cell;
 
 /// How soon to look again after a lock was found taken, in microseconds.
@@ -201,8 +201,6 @@ struct Epochs {
     expected: Option<u64>,
     /// The PMM that was refused; another one is another chance.
     refused: u32,
-    /// A hello waits for a task that is in the middle of something.
-    blocked: bool,
 }
 
 /// Storage of one link, the caller's; usually a `static`. `'s` is how long the storage of its devices lives.
@@ -213,10 +211,11 @@ pub struct LinkStorage<'s> {
     rang: AtomicU32,
     /// A bit for each device whose task found a lock taken.
     busy: AtomicU32,
-    /// A bit for each device that the PMM owes an answer.
-    expecting: AtomicU32,
-    /// Whether the PMM owes the link one.
-    greeting: AtomicBool,
+    /// A hello waits for a task that is in the middle of something.
+    blocked: AtomicBool,
+    /// PmmEpoch and EpochSeen as they were when the epochs were last moved on: as long as memory holds the same,
+    /// nobody needs a lock to know that there is nothing to do.
+    looked: [AtomicU32; 2],
     /// A bit for each open device.
     open: AtomicU32,
     /// How often this side rang.
@@ -233,8 +232,6 @@ pub struct LinkStorage<'s> {
     seen: [AtomicU32; MAX_DEVICES],
     counts: [AtomicU32; COUNTS],
     epochs: SpinMutex<Epochs>,
-    /// For hellos that are not answered and bells that are not seen.
-    alarm: SpinMutex<Alarm>,
     cells: [SpinMutex<Cell<'s>>; MAX_DEVICES],
 }
 
@@ -245,8 +242,8 @@ impl<'s> LinkStorage<'s> {
         attached: AtomicBool::new(false),
         rang: AtomicU32::new(0),
         busy: AtomicU32::new(0),
-        expecting: AtomicU32::new(0),
-        greeting: AtomicBool::new(false),
+        blocked: AtomicBool::new(false),
+        looked: [const { AtomicU32::new(0) }; 2],
         open: AtomicU32::new(0),
         bell: AtomicU32::new(0),
         session: AtomicU32::new(0),
@@ -260,9 +257,7 @@ impl<'s> LinkStorage<'s> {
             state: LinkState::Down,
             expected: None,
             refused: 0,
-            blocked: false,
         }),
-        alarm: SpinMutex::new(Alarm::NEW),
         cells: [const { SpinMutex::new(Cell::NEW) }; MAX_DEVICES],
     };
     /// Bytes of it.
@@ -287,6 +282,7 @@ impl<'s> LinkStorage<'s> {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn count(&self, count: Count, by: u16) {
         if let Some(counter) = self.counts.get(count as usize) {
             counter.fetch_add(u32::from(by), Ordering::Relaxed);
@@ -295,6 +291,7 @@ impl<'s> LinkStorage<'s> {
 
     /// Rings: first the own Bell, then the hardware. Two tasks may store their counts in the wrong order; the PMM
     /// compares for "another", not for "more".
+    #[inline(never)]
     pub(crate) fn ring<B: Board>(&self, board: &B) {
         let bell = self.bell.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         driver_bell::ring(board.mem(), bell);
@@ -414,7 +411,6 @@ impl<'s, B: Board> Link<'s, B> {
     pub fn poll(&self, now: Instant) {
         let bell = driver_bell::pmm_bell(self.mem());
         if self.storage.open.load(Ordering::Acquire) == 0 && self.step() {
-            self.watch(Some(now));
             self.acknowledge(bell);
         }
         for index in 0..MAX_DEVICES {
@@ -431,19 +427,10 @@ impl<'s, B: Board> Link<'s, B> {
         s.rang.fetch_and(!bit(index), Ordering::AcqRel);
         let bell = driver_bell::pmm_bell(self.mem());
         let looked = self.step();
-        let Some(mut cell) = s.cells.get(index)?.try_lock() else {
-            self.found_busy(index);
-            return None;
-        };
+        let mut cell = self.cell(index)?;
         // Read under the cell's lock: a hello closes the cell first, so this session cannot be replaced meanwhile.
         let session = s.session.load(Ordering::Acquire);
         cell.advance(self, session, now);
-        if cell.watch(self, now) {
-            s.expecting.fetch_or(bit(index), Ordering::Relaxed);
-        } else {
-            s.expecting.fetch_and(!bit(index), Ordering::Relaxed);
-        }
-        self.watch(now);
         if looked {
             if let Some(seen) = s.seen.get(index) {
                 seen.store(bell, Ordering::Release);
@@ -493,21 +480,9 @@ impl<'s, B: Board> Link<'s, B> {
         }
     }
 
-    /// Kicks again for a hello that is not answered, and for a bell that is not seen while no device waits for an
-    /// answer, which would do the same.
-    fn watch(&self, now: Option<Instant>) {
-        let s = self.storage;
-        let Some(mut alarm) = s.alarm.try_lock() else { return };
-        let unseen = || {
-            s.session.load(Ordering::Acquire) != 0
-                && s.expecting.load(Ordering::Relaxed) == 0
-                && driver_bell::seen_by_pmm(self.mem()) != s.bell.load(Ordering::Relaxed)
-        };
-        if !s.greeting.load(Ordering::Relaxed) && !unseen() {
-            alarm.clear();
-        } else if alarm.due(self.time(now)) {
-            self.rekick();
-        }
+    /// Whether a hello has not been answered, outside of a session.
+    pub(crate) fn is_greeting(&self) -> bool {
+        self.storage.pmm.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn rekick(&self) {
@@ -515,23 +490,39 @@ impl<'s, B: Board> Link<'s, B> {
         self.storage.ring(&self.board);
     }
 
-    /// Moves the epochs on. `false`: another task is at it.
+    /// The words that say all about the epochs. EpochSeen first, as `DriverHalf::adopted` has it.
+    fn words(&self) -> [u32; 2] {
+        let m = self.mem();
+        let seen = m.observe32(Window::LINK.at(reg::EPOCH_SEEN));
+        [m.observe32(Window::LINK.at(reg::PMM_EPOCH)), seen]
+    }
+    fn has_looked(&self, words: [u32; 2]) -> bool {
+        let [pmm, seen] = &self.storage.looked;
+        words == [pmm.load(Ordering::Acquire), seen.load(Ordering::Acquire)]
+    }
+
+    /// Moves the epochs on. `false`: another task is at it, or in the way.
     fn step(&self) -> bool {
         let s = self.storage;
-        // The common case takes no lock.
-        let session = s.session.load(Ordering::Acquire);
-        if session != 0 && self.in_session(session) {
+        let mut words = self.words();
+        if self.has_looked(words) {
             return true;
         }
         let Some(mut epochs) = s.epochs.try_lock() else { return false };
-        epochs.blocked = false;
+        s.blocked.store(false, Ordering::Relaxed);
         for _ in 0..STEPS {
             if !self.step_locked(&mut epochs) {
                 break;
             }
         }
-        s.greeting.store(epochs.state == LinkState::Greeting, Ordering::Relaxed);
-        !epochs.blocked
+        if s.blocked.load(Ordering::Relaxed) {
+            // No PMM has this epoch, so the next look tries again.
+            words = [u32::MAX; 2];
+        }
+        for (looked, word) in s.looked.iter().zip(words) {
+            looked.store(word, Ordering::Release);
+        }
+        !s.blocked.load(Ordering::Relaxed)
     }
 
     /// One step. `true`: another may follow at once.
@@ -544,6 +535,7 @@ impl<'s, B: Board> Link<'s, B> {
                 s.session.store(0, Ordering::Release);
                 s.count(Count::Lost, 1);
                 epochs.state = LinkState::Down;
+                s.pmm.store(0, Ordering::Release);
                 // What the PMM completed before it went is good news already; before the hello all cells look again.
                 for cell in &s.cells {
                     if let Some(mut cell) = cell.try_lock() {
@@ -581,6 +573,7 @@ impl<'s, B: Board> Link<'s, B> {
 
     fn refuse(&self, epochs: &mut Epochs, pmm: u32, refusal: Refusal) {
         (epochs.state, epochs.refused) = (LinkState::Refused(refusal), pmm);
+        self.storage.pmm.store(0, Ordering::Release);
         self.storage.count(Count::Refused, 1);
     }
 
@@ -600,7 +593,7 @@ impl<'s, B: Board> Link<'s, B> {
         for cell in &s.cells {
             // Its task is at work on a ring that is about to be cleared. It will see the epoch itself.
             let Some(mut cell) = cell.try_lock() else {
-                epochs.blocked = true;
+                s.blocked.store(true, Ordering::Relaxed);
                 return false;
             };
             cell.harvest(self);
@@ -648,13 +641,7 @@ impl<'s, B: Board> Link<'s, B> {
     /// Before the program sleeps: asks for doorbells, and looks once more at everything. `true`: there is more to do,
     /// so look again instead of sleeping.
     pub fn prepare_sleep(&self) -> bool {
-        let mut more = self.must_step();
-        for index in 0..MAX_DEVICES {
-            if self.storage.is_open(index) {
-                more |= self.arm(index);
-            }
-        }
-        more
+        self.rest(u32::MAX) == Instant::UNKNOWN
     }
 
     /// Prepares to sleep, and says until when: [`Instant::UNKNOWN`], which has passed, if there is more to do; nothing
@@ -663,90 +650,77 @@ impl<'s, B: Board> Link<'s, B> {
     /// The order is that of "look, arm, look once more, sleep": call it last, and sleep in a way that a doorbell since
     /// this call cuts short (WFI with interrupts masked, or an event that latches).
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.prepare_sleep() {
-            return Some(Instant::UNKNOWN);
-        }
-        let mut next = self.own_deadline();
-        for index in 0..MAX_DEVICES {
-            if self.storage.is_open(index) {
-                next = earlier(next, self.device_deadline(index));
-            }
-        }
-        next
+        Some(self.rest(u32::MAX)).filter(|&until| until != Instant::NEVER)
     }
 
     /// [`Link::prepare_sleep`] for a task that serves one device.
     pub(crate) fn prepare_sleep_of(&self, index: usize) -> bool {
-        let more = self.must_step();
-        self.arm(index) || more
+        self.rest(bit(index)) == Instant::UNKNOWN
     }
     /// [`Link::next_deadline`] for a task that serves one device.
     pub(crate) fn next_deadline_of(&self, index: usize) -> Option<Instant> {
-        if self.prepare_sleep_of(index) {
-            return Some(Instant::UNKNOWN);
-        }
-        earlier(self.own_deadline(), self.device_deadline(index))
+        Some(self.rest(bit(index))).filter(|&until| until != Instant::NEVER)
     }
 
-    /// Arms one device. `true`: it has more to do.
-    fn arm(&self, index: usize) -> bool {
-        let (m, s) = (self.mem(), self.storage);
-        // Taken by another task: the deadline says when to look again.
-        let Some(mut cell) = self.cell(index) else { return false };
-        let more = cell.arm(m);
-        let bell = driver_bell::pmm_bell(m);
-        more || s.rang.load(Ordering::Acquire) & bit(index) != 0
-            || s.seen.get(index).is_some_and(|seen| seen.load(Ordering::Acquire) != bell)
-    }
-
-    /// Whether the epochs have moved on since they were last looked at.
-    fn must_step(&self) -> bool {
-        let m = self.mem();
-        let Some(epochs) = self.storage.epochs.try_lock() else { return false };
-        match epochs.state {
-            LinkState::Up => !epochs.half.in_session(m),
-            LinkState::Greeting => epochs.half.adopted(m).is_some(),
-            LinkState::Down => !epochs.blocked && DriverHalf::look(m) != PmmLook::Absent,
-            LinkState::Refused(_) => !self.still_refused(&epochs),
-        }
-    }
-
-    fn own_deadline(&self) -> Option<Instant> {
-        self.storage.alarm.try_lock().and_then(|alarm| alarm.deadline())
-    }
-
-    fn device_deadline(&self, index: usize) -> Option<Instant> {
+    /// Arms some devices, looks once more, and says until when there is nothing to do.
+    #[inline(never)]
+    fn rest(&self, devices: u32) -> Instant {
         let s = self.storage;
-        let cell = self.cell(index).and_then(|cell| cell.deadline());
-        if s.busy.fetch_and(!bit(index), Ordering::Relaxed) & bit(index) == 0 {
-            return cell;
+        let mut until = Instant::NEVER;
+        for index in 0..MAX_DEVICES {
+            if s.is_open(index) && devices & bit(index) != 0 {
+                until = until.min(self.rest_of(index));
+            }
         }
-        let now = self.board.now();
-        earlier(cell, now.is_known().then(|| now.plus(BUSY)))
+        // Where another task is at the epochs, this one was told so and has a deadline.
+        let looked = s.blocked.load(Ordering::Relaxed) || self.has_looked(self.words());
+        if looked || s.epochs.is_locked() { until } else { Instant::UNKNOWN }
+    }
+
+    fn rest_of(&self, index: usize) -> Instant {
+        let s = self.storage;
+        let mut until = Instant::NEVER;
+        if let Some(mut cell) = self.cell(index) {
+            let more = cell.arm(self.mem());
+            let bell = driver_bell::pmm_bell(self.mem());
+            let heard = s.seen.get(index).is_some_and(|seen| seen.load(Ordering::Acquire) == bell);
+            let busy = (s.busy.load(Ordering::Relaxed) & bit(index)) != 0;
+            if more || s.rang.load(Ordering::Acquire) & bit(index) != 0 || (!heard && !busy) {
+                return Instant::UNKNOWN;
+            }
+            until = cell.deadline();
+        }
+        // A lock was taken: its holder needs the processor, so this task does not simply look again.
+        if s.busy.fetch_and(!bit(index), Ordering::Relaxed) & bit(index) != 0 {
+            let now = self.board.now();
+            until = until.min(if now.is_known() { now.plus(BUSY) } else { Instant::NEVER });
+        }
+        until
     }
 
     // --- devices ----------------------------------------------------------------------------------------------------
 
-    /// Gives a device a cell.
+    /// Gives a device a cell, still without queues.
     #[inline(never)]
-    pub(crate) fn open(&self, device: Cell<'s>) -> Result<usize, OpenError> {
+    pub(crate) fn open(
+        &self,
+        id: DeviceId,
+        ordinal: u8,
+        wanted: u64,
+    ) -> Result<(usize, CellGuard<'s>), OpenError> {
         let s = self.storage;
         let mut place = None;
         for (index, cell) in s.cells.iter().enumerate() {
             let cell = cell.try_lock().ok_or(OpenError::Busy)?;
             if !s.is_open(index) {
-                place = place.or(Some(index));
-            } else if cell.is_for(device.id(), device.ordinal()) {
+                place = place.or(Some((index, cell)));
+            } else if cell.is_for(id, ordinal) {
                 return Err(OpenError::InUse);
             }
         }
-        let index = place.ok_or(OpenError::TooMany)?;
-        let cell = s.cells.get(index).ok_or(OpenError::TooMany)?;
-        let mut cell = cell.try_lock().ok_or(OpenError::Busy)?;
-        if s.open.fetch_or(bit(index), Ordering::AcqRel) & bit(index) != 0 {
-            return Err(OpenError::Busy);
-        }
-        *cell = device;
-        Ok(index)
+        let (index, mut cell) = place.ok_or(OpenError::TooMany)?;
+        cell.identify(id, ordinal, wanted);
+        s.open.fetch_or(bit(index), Ordering::AcqRel);
+        Ok((index, cell))
     }
 }

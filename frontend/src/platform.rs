@@ -22,6 +22,8 @@ pub struct Instant(u64);
 impl Instant {
     /// What a board without a clock always answers; as a deadline, it has always passed.
     pub const UNKNOWN: Instant = Instant(0);
+    /// The end of time: no deadline.
+    pub(crate) const NEVER: Instant = Instant(u64::MAX);
 
     /// From microseconds.
     pub const fn from_micros(micros: u64) -> Instant {
@@ -82,12 +84,13 @@ pub trait Wait: Board {
 /// slow host end loses nothing by it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Alarm {
-    since: Option<Instant>,
+    /// Not known: it does not run.
+    deadline: Instant,
     doublings: u8,
 }
 
 impl Alarm {
-    pub(crate) const NEW: Alarm = Alarm { since: None, doublings: 0 };
+    pub(crate) const NEW: Alarm = Alarm { deadline: Instant::UNKNOWN, doublings: 0 };
     const FIRST: u64 = 1_000_000;
     const DOUBLINGS: u8 = 4;
 
@@ -96,26 +99,24 @@ impl Alarm {
         *self = Alarm::NEW;
     }
     /// Whether it is time to kick again. Called while something is unanswered.
+    #[inline(never)]
     pub(crate) fn due(&mut self, now: Instant) -> bool {
-        if !now.is_known() {
+        let runs = self.deadline.is_known();
+        if !now.is_known() || (runs && now < self.deadline) {
             return false;
         }
-        let due = self.deadline().is_some_and(|deadline| deadline <= now);
-        if due {
-            self.doublings = self.doublings.saturating_add(1).min(Self::DOUBLINGS);
-        }
-        if due || self.since.is_none() {
-            self.since = Some(now);
-        }
-        due
+        self.doublings = self.doublings.saturating_add(u8::from(runs)).min(Self::DOUBLINGS);
+        self.deadline = now.plus(Self::FIRST.wrapping_shl(self.doublings.into()));
+        runs
     }
     /// When it is time.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since.plus(Self::FIRST << self.doublings.min(Self::DOUBLINGS)))
+    pub(crate) fn deadline(&self) -> Instant {
+        if self.deadline.is_known() { self.deadline } else { Instant::NEVER }
     }
 }
 
 /// The earlier of two deadlines.
+#[cfg(any(feature = "embedded-io", feature = "rand_core", feature = "virtio-drivers"))]
 pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -130,24 +131,23 @@ mod tests {
     #[test]
     fn an_alarm_doubles_from_one_second_to_sixteen_and_needs_a_clock() {
         let mut alarm = Alarm::NEW;
-        assert!(!alarm.due(Instant::UNKNOWN) && alarm.deadline().is_none());
+        assert!(!alarm.due(Instant::UNKNOWN) && alarm.deadline() == Instant::NEVER);
         let mut now = Instant::from_micros(5);
         assert!(!alarm.due(now));
         for seconds in [1, 2, 4, 8, 16, 16] {
             let deadline = now.plus(seconds * 1_000_000);
-            assert_eq!(alarm.deadline(), Some(deadline));
-            assert!(!alarm.due(deadline.plus(0).min(Instant::from_micros(deadline.micros() - 1))));
+            assert_eq!(alarm.deadline(), deadline);
+            assert!(!alarm.due(Instant::from_micros(deadline.micros() - 1)));
             now = deadline;
             assert!(alarm.due(now));
         }
         alarm.clear();
-        assert_eq!(alarm.deadline(), None);
+        assert_eq!(alarm.deadline(), Instant::NEVER);
     }
 
     #[test]
     fn time_does_not_wrap() {
         assert_eq!(Instant::from_micros(u64::MAX).plus(1).micros(), u64::MAX);
         assert_eq!(Instant::from_micros(1).since(Instant::from_micros(2)), 0);
-        assert_eq!(earlier(None, Some(Instant::UNKNOWN)), Some(Instant::UNKNOWN));
     }
 }

@@ -254,6 +254,9 @@ pub fn read_device<M: Mem>(m: &M, at: u32) -> Result<DeviceEntry, BlockError> {
     let pool = directory.find(entry::POOL, 0)?;
     let within = Extent { at: HEADER_SIZE, len: m.len().saturating_sub(HEADER_SIZE) };
     let mut queues = [QueuePlace::default(); MAX_QUEUES];
+    // What is taken already: the pool, and the parts of the queues so far.
+    let mut taken = [pool; 3 * MAX_QUEUES];
+    let mut next = taken.len();
     for (i, queue) in (0..count).zip(queues.iter_mut()) {
         let [size, format, desc, avail, used] =
             directory.words(table.at.wrapping_add(i.wrapping_mul(QUEUE_BYTES)));
@@ -262,19 +265,18 @@ pub fn read_device<M: Mem>(m: &M, at: u32) -> Result<DeviceEntry, BlockError> {
         }
         let size = u16::try_from(size).map_err(|_| BlockError::Unsound)?;
         let place = QueuePlace { size, desc, avail, used };
-        if !place.is_sound(within) || place.extents().iter().any(|part| part.overlaps(pool)) {
+        let parts = place.extents();
+        let overlaps = taken.iter().any(|one| parts.iter().any(|part| part.overlaps(*one)));
+        if overlaps || !place.is_sound(within) {
             return Err(BlockError::Unsound);
         }
+        for part in parts {
+            next = next.wrapping_sub(1);
+            if let Some(one) = taken.get_mut(next) {
+                *one = part;
+            }
+        }
         *queue = place;
-    }
-    let overlapping = queues.iter().enumerate().any(|(i, a)| {
-        queues
-            .iter()
-            .skip(i.saturating_add(1))
-            .any(|b| b.size != 0 && a.extents().iter().any(|x| b.extents().iter().any(|y| x.overlaps(*y))))
-    });
-    if overlapping {
-        return Err(BlockError::Unsound);
     }
     Ok(DeviceEntry { features: join(features_low, features_high), queues, pool })
 }

@@ -44,7 +44,6 @@ use crate::adapter::Timeout;
 use crate::bounce::{Kind, Queue, QueueStorage};
 use crate::link::{Link, OpenError};
 use crate::platform::{Clock, Instant, Wait, earlier};
-use crate::transport::extended::Cell;
 
 /// Queues of a device, at most.
 const QUEUES: usize = 2;
@@ -249,10 +248,11 @@ impl<P: Port> Pipe<P> {
         let queue = |storage: &'static mut QueueStorage<N>, writable| {
             Queue::new(storage.slices(), Kind::Request { writable }, BLOCKS as u16)
         };
-        let second_queue = is_console.then(|| queue(second, false));
+        let second = if is_console { queue(second, false) } else { Queue::NONE };
         let wanted = if is_console { console::F_SIZE } else { 0 };
-        let cell = Cell::new(id, 0, wanted, [Some(queue(first, true)), second_queue, None]);
-        let cell = link.open(cell).map_err(BridgeError::Open)?;
+        let (index, mut cell) = link.open(id, 0, wanted).map_err(BridgeError::Open)?;
+        cell.queues = [queue(first, true), second, Queue::NONE];
+        drop(cell);
         // SAFETY: 1. the pages are aligned, mapped and ours for ever; 2. the reference to them ends here, and what the
         // driver is given are pointers, which that crate never turns into references that outlive an access; 3. one
         // program is coherent with itself.
@@ -262,7 +262,7 @@ impl<P: Port> Pipe<P> {
         };
         let state = State {
             link: link.clone(),
-            cell,
+            cell: index,
             id: if is_console { DeviceType::Console } else { DeviceType::EntropySource },
             timeout,
             pages,

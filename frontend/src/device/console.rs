@@ -15,7 +15,6 @@ use crate::bounce::{InFlight, Kind, Queue, QueueSlices, QueueStorage};
 use crate::device::{DeviceStatus, NotNow, handle};
 use crate::link::{CellGuard, Link, OpenError};
 use crate::platform::{Board, Instant};
-use crate::transport::extended::Cell;
 
 /// Storage of a console with queues of at most `RX` and `TX` entries (the PMM's default is 64 each).
 #[derive(Debug, Default)]
@@ -71,11 +70,13 @@ impl<'s, B: Board> Console<'s, B> {
         transmit: QueueSlices<'s>,
         options: Options,
     ) -> Result<Console<'s, B>, OpenError> {
-        let receive = Queue::new(receive, Kind::Receive, u16::MAX);
-        let transmit = Queue::new(transmit, Kind::Transmit(options.in_flight), u16::MAX);
-        let queues = [Some(receive), Some(transmit), None];
-        let cell = link.open(Cell::new(DeviceId::CONSOLE, options.ordinal, F_SIZE, queues))?;
-        Ok(Console { link: link.clone(), cell, held: None })
+        let (index, mut cell) = link.open(DeviceId::CONSOLE, options.ordinal, F_SIZE)?;
+        cell.queues = [
+            Queue::new(receive, Kind::Receive, u16::MAX),
+            Queue::new(transmit, Kind::Transmit(options.in_flight), u16::MAX),
+            Queue::NONE,
+        ];
+        Ok(Console { link: link.clone(), cell: index, held: None })
     }
 
     fn enter(&self) -> Result<CellGuard<'s>, NotNow> {

@@ -9,7 +9,6 @@ use crate::bounce::{Kind, Queue, QueueSlices, QueueStorage};
 use crate::device::{DeviceStatus, handle};
 use crate::link::{Link, OpenError};
 use crate::platform::{Board, Instant};
-use crate::transport::extended::Cell;
 
 /// Storage of an entropy device with a queue of at most `N` entries (the PMM's default is 8).
 #[derive(Debug, Default)]
@@ -69,9 +68,10 @@ impl<'s, B: Board> Rng<'s, B> {
 
     /// The same with storage whose size is known at run time.
     pub fn open_slices(link: &Link<'s, B>, storage: QueueSlices<'s>) -> Result<Rng<'s, B>, OpenError> {
-        let queue = Queue::new(storage, Kind::Request { writable: true }, u16::MAX);
-        let cell = link.open(Cell::new(DeviceId::RNG, 0, 0, [Some(queue), None, None]))?;
-        Ok(Rng { link: link.clone(), cell })
+        let (index, mut cell) = link.open(DeviceId::RNG, 0, 0)?;
+        cell.queues =
+            [Queue::new(storage, Kind::Request { writable: true }, u16::MAX), Queue::NONE, Queue::NONE];
+        Ok(Rng { link: link.clone(), cell: index })
     }
 
     /// Copies random bytes to the front of `into` and says how many; at least one, unless `into` is empty. Only these

@@ -18,7 +18,7 @@ use hvl_shared_abi::{DeviceId, Features, Mem, Window};
 
 use crate::bounce::{Queue, Unfit};
 use crate::link::{Count, Link};
-use crate::platform::{Alarm, Board, Instant, earlier};
+use crate::platform::{Alarm, Board, Instant};
 
 /// Most queues of one device that this crate drives.
 pub(crate) const QUEUES: usize = 3;
@@ -54,7 +54,7 @@ pub(crate) struct Cell<'s> {
     ordinal: u8,
     /// Features of its own that the driver uses if they are offered.
     wanted: u64,
-    queues: [Option<Queue<'s>>; QUEUES],
+    pub queues: [Queue<'s>; QUEUES],
     session: u32,
     window: Window,
     accepted: Features,
@@ -72,7 +72,7 @@ impl<'s> Cell<'s> {
         id: DeviceId::NONE,
         ordinal: 0,
         wanted: 0,
-        queues: [const { None }; QUEUES],
+        queues: [const { Queue::NONE }; QUEUES],
         session: 0,
         window: Window::LINK,
         accepted: Features::empty(),
@@ -83,16 +83,9 @@ impl<'s> Cell<'s> {
         looks: 0,
     };
 
-    /// A device to be opened.
-    pub fn new(id: DeviceId, ordinal: u8, wanted: u64, queues: [Option<Queue<'s>>; QUEUES]) -> Cell<'s> {
-        Cell { id, ordinal, wanted, queues, ..Cell::NEW }
-    }
-
-    pub fn id(&self) -> DeviceId {
-        self.id
-    }
-    pub fn ordinal(&self) -> u8 {
-        self.ordinal
+    /// Says which device this is.
+    pub fn identify(&mut self, id: DeviceId, ordinal: u8, wanted: u64) {
+        (self.id, self.ordinal, self.wanted) = (id, ordinal, wanted);
     }
     pub fn is_for(&self, id: DeviceId, ordinal: u8) -> bool {
         (self.id, self.ordinal) == (id, ordinal)
@@ -108,13 +101,16 @@ impl<'s> Cell<'s> {
     }
     /// A queue; a device asks only for its own.
     pub fn queue(&mut self, index: usize) -> Option<&mut Queue<'s>> {
-        self.queues.get_mut(index)?.as_mut()
+        self.queues.get_mut(index)
     }
 
     /// Makes everything that was posted visible, and rings if the PMM wants it.
     pub fn publish<B: Board>(&mut self, link: &Link<'s, B>) {
         let m = link.mem();
-        let ring = self.queues.iter_mut().flatten().fold(false, |ring, queue| queue.publish(m) | ring);
+        let mut ring = false;
+        for queue in &mut self.queues {
+            ring |= queue.publish(m);
+        }
         if ring {
             link.storage().ring(link.board());
         }
@@ -122,13 +118,19 @@ impl<'s> Cell<'s> {
 
     /// Before sleeping. `true`: there is more to do.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
-        self.runs() && self.queues.iter_mut().flatten().fold(false, |more, queue| queue.arm(m) | more)
+        let mut more = false;
+        if self.runs() {
+            for queue in &mut self.queues {
+                more |= queue.arm(m);
+            }
+        }
+        more
     }
 
     /// When to look again without a doorbell.
-    pub fn deadline(&self) -> Option<Instant> {
-        let retry = matches!(self.status, DeviceStatus::Resetting(_)).then_some(self.retry);
-        earlier(self.alarm.deadline(), retry.filter(|at| at.is_known()))
+    pub fn deadline(&self) -> Instant {
+        let pause = matches!(self.status, DeviceStatus::Resetting(_)) && self.looks == 0;
+        self.alarm.deadline().min(if pause { self.retry } else { Instant::NEVER })
     }
 
     /// Reads `N` bytes from the start of the configuration, all of one generation. Nothing if the device does not
@@ -160,7 +162,7 @@ impl<'s> Cell<'s> {
         if !self.runs() {
             return (sound, progress);
         }
-        for queue in self.queues.iter_mut().flatten() {
+        for queue in &mut self.queues {
             match queue.look(link.mem()) {
                 Ok(found) if found.completed == 0 => {}
                 Ok(found) => {
@@ -184,7 +186,8 @@ impl<'s> Cell<'s> {
     /// Looks at the device once, in a session of the link or outside of one (0).
     #[inline(never)]
     pub fn advance<B: Board>(&mut self, link: &Link<'s, B>, session: u32, now: Option<Instant>) {
-        if session == 0 || self.id == DeviceId::NONE {
+        if session == 0 {
+            self.watch(link, link.is_greeting(), now);
             return;
         }
         let m = link.mem();
@@ -229,34 +232,30 @@ impl<'s> Cell<'s> {
                 }
             }
         }
+        let expects = match self.status {
+            DeviceStatus::Starting | DeviceStatus::Resetting(_) => true,
+            DeviceStatus::Running => self.queues.iter().any(|queue| queue.expects()),
+            DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => false,
+        };
+        self.watch(link, expects, now);
     }
 
     /// Posts what receive queues have free.
     fn refill<B: Board>(&mut self, link: &Link<'s, B>) {
-        for queue in self.queues.iter_mut().flatten() {
+        for queue in &mut self.queues {
             queue.refill(link.mem());
         }
         self.publish(link);
     }
 
-    /// Whether the PMM owes this device an answer: to a start, a reset, or a request.
-    fn expects(&self) -> bool {
-        match self.status {
-            DeviceStatus::Starting | DeviceStatus::Resetting(_) => true,
-            DeviceStatus::Running => self.queues.iter().flatten().any(|queue| queue.expects()),
-            DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => false,
-        }
-    }
-
-    /// Kicks again what has stayed unanswered for too long. Whether something is.
-    pub fn watch<B: Board>(&mut self, link: &Link<'s, B>, now: Option<Instant>) -> bool {
-        let expects = self.expects();
+    /// Kicks again what has stayed unanswered for too long: a hello, a start, a reset, a request. A bell for anything
+    /// else that the PMM lost is found by the PMM's own timers.
+    fn watch<B: Board>(&mut self, link: &Link<'s, B>, expects: bool, now: Option<Instant>) {
         if !expects {
             self.alarm.clear();
         } else if self.alarm.due(link.time(now)) {
             link.rekick();
         }
-        expects
     }
 
     /// The time of pauses: the clock, or a millisecond a look where there is none.
@@ -299,7 +298,7 @@ impl<'s> Cell<'s> {
             return;
         }
         let m = link.mem();
-        for queue in self.queues.iter_mut().flatten() {
+        for queue in self.queues.iter_mut().take_while(|queue| queue.is_there()) {
             let (resent, dropped) = queue.start(m, self.accepted);
             s.count(Count::Resent, resent);
             s.count(Count::Dropped, dropped);
@@ -322,8 +321,10 @@ impl<'s> Cell<'s> {
         let common = Features::VERSION_1 | Features::EVENT_IDX | Features::ORDER_PLATFORM;
         self.accepted = offered & (common | Features::from_bits_retain(self.wanted));
         let base = link.board().region().base;
-        let mut share = share(entry.pool, self.queues.iter().flatten().count() as u32);
-        for (queue, place) in self.queues.iter_mut().flatten().zip(entry.queues) {
+        let mut share = share(entry.pool, self.queues.iter().filter(|queue| queue.is_there()).count() as u32);
+        for (queue, place) in
+            self.queues.iter_mut().zip(entry.queues).take_while(|(queue, _)| queue.is_there())
+        {
             if place.size == 0 {
                 return Err(Unfit::QueuesMissing);
             }

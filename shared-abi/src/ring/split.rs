@@ -105,12 +105,15 @@ impl<'s> DriverRing<'s> {
     /// A ring at `place` (checked), in a region that this side calls `base` in its descriptors. It needs as many
     /// slots as the queue has entries; with fewer there is no ring.
     pub fn new(place: QueuePlace, base: u64, slots: &'s mut [DriverSlot]) -> Option<DriverRing<'s>> {
-        if !place.size.is_power_of_two() || usize::from(place.size) > slots.len() {
-            return None;
-        }
-        let mut ring = DriverRing {
-            words: Words { place },
-            base,
+        let mut ring = DriverRing::idle(slots);
+        ring.replace(place, base).then_some(ring)
+    }
+
+    /// A ring that has no place yet: it takes no chain, and starts only after [`DriverRing::replace`].
+    pub const fn idle(slots: &'s mut [DriverSlot]) -> DriverRing<'s> {
+        DriverRing {
+            words: Words { place: QueuePlace { size: 0, desc: 0, avail: 0, used: 0 } },
+            base: 0,
             slots,
             free: 0,
             first_free: NONE,
@@ -121,9 +124,7 @@ impl<'s> DriverRing<'s> {
             known: 0,
             event_idx: false,
             harvest: (NONE, NONE),
-        };
-        ring.forget();
-        Some(ring)
+        }
     }
 
     /// Forgets every chain, also harvested ones.

@@ -96,6 +96,8 @@ fn a_ring_moves_to_any_size_that_its_slots_are_enough_for() {
     p.driver.add(&p.m, &one).unwrap();
     assert!(!p.driver.replace(place(16), BASE) && !p.driver.replace(place(6), BASE));
     assert_eq!((p.driver.size(), p.driver.in_flight()), (8, 1), "a place that does not fit changes nothing");
+    let mut slots = [DriverSlot::NEW; 2];
+    assert_eq!(DriverRing::idle(&mut slots).add(&p.m, &one), Err(AddError::Shape), "it has no place yet");
     for size in [2u16, 8, 4] {
         assert!(p.driver.replace(place(size), BASE));
         p.driver.start(&p.m, EVENT);
