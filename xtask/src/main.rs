@@ -1,10 +1,12 @@
 //! `cargo xtask`: everything a newcomer or CI needs, as one command each. This file only dispatches.
 
+mod demo;
 mod mutants;
 mod paths;
 mod process;
 mod setup;
 mod test;
+mod tied;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -19,6 +21,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Sit at the shell of a Cortex-R5 that is emulated: everything is built and started, and ends with this.
+    ///
+    /// The shell's console and random bytes come through a hypervisor-less virtio link from a pmm on this machine.
+    Demo(demo::Options),
     /// Get what is missing to build firmware and to run it: a compiler for the Cortex-R5 and the emulator.
     ///
     /// Everything is kept under target/ and nothing needs root. The other commands do this by themselves.
@@ -27,13 +33,18 @@ enum Command {
     Mutants(mutants::Options),
     /// Run the tests, all or some.
     Test(test::Options),
+    /// What children of this program start as.
+    #[command(name = tied::SUBCOMMAND, hide = true)]
+    Tied(tied::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(options) => demo::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Setup => setup::run(),
         Command::Test(options) => test::run(&options),
+        Command::Tied(options) => tied::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,11 @@ pub fn firmware_target() -> PathBuf {
     root().join("target/firmware")
 }
 
+/// Cargo's target directory for the programs of this machine.
+pub fn host_target() -> PathBuf {
+    root().join("target")
+}
+
 /// A directory for the files of a run: memory, sockets, logs.
 pub fn run_dir(name: &str) -> PathBuf {
     root().join("target/run").join(name)

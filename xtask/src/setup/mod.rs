@@ -6,7 +6,7 @@ mod emulator;
 mod toolchain;
 
 pub use emulator::Emulator;
-pub use toolchain::Toolchain;
+pub use toolchain::{TARGET, Toolchain};
 
 use anyhow::{Context, Result, anyhow};
 use std::{
@@ -37,12 +37,21 @@ pub fn run() -> Result<()> {
 
 /// Finds or fetches both tools, side by side.
 pub fn tools() -> Result<Tools> {
+    tools_and(|_| Ok(())).map(|(tools, ())| tools)
+}
+
+/// The same, and does what the compiler is for while the emulator may still be on its way.
+pub fn tools_and<T>(with_toolchain: impl FnOnce(&Toolchain) -> Result<T>) -> Result<(Tools, T)> {
     let _lock = lock()?;
     thread::scope(|scope| {
         let emulator = scope.spawn(emulator::find_or_fetch);
-        let toolchain = toolchain::find_or_fetch();
+        let built = toolchain::find_or_fetch().and_then(|toolchain| {
+            let built = with_toolchain(&toolchain)?;
+            Ok((toolchain, built))
+        });
         let emulator = emulator.join().map_err(|_| anyhow!("the emulator's set-up panicked; see above"))?;
-        Ok(Tools { toolchain: toolchain?, emulator: emulator? })
+        let (toolchain, built) = built?;
+        Ok((Tools { toolchain, emulator: emulator? }, built))
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod board;
 mod checks;
+mod demo;
 
 use anyhow::{Result, bail};
 use std::{cell::OnceCell, time::Instant};
@@ -63,6 +64,7 @@ const TESTS: &[Test] = &[
         about: "the emulated Cortex-R5: boot, doorbell, clock, restarts, faults",
         run: board::run,
     },
+    Test { name: "demo-r5", about: "a script at the shell of the emulated Cortex-R5", run: demo::r5 },
 ];
 
 /// Runs them.

@@ -44,13 +44,14 @@ fn run() -> Result<core::convert::Infallible, &'static str> {
     loop {
         let now = R5.now();
         link.poll(now);
-        let until = match shell.run(&mut console, &mut rng, now) {
+        let next = shell.run(&mut console, &mut rng, now);
+        RUNS.store(true, Ordering::Relaxed);
+        let until = match next {
             Next::Again => continue,
             Next::Wait(until) => until,
             Next::Reboot => boot::reboot(),
             Next::Panic => panic!("asked to, by the command 'panic'"),
         };
-        RUNS.store(true, Ordering::Relaxed);
         let deadline = [link.next_deadline(), until].into_iter().flatten().min();
         R5.wait_for_doorbell(deadline);
     }

@@ -1,0 +1,140 @@
+//! `cargo xtask demo`: builds everything, starts a guest and the PMM, and puts the user, or a script, at the guest's
+//! shell. The guest is firmware on the emulated Cortex-R5 or, with `--host`, the same shell as a process of this
+//! machine. Whatever was started ends with this program, however it ends.
+
+mod script;
+mod start;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use std::{
+    io::{self, IsTerminal, Read},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crate::setup::Tools;
+use script::Script;
+pub use start::Built;
+
+/// Options of `cargo xtask demo`.
+#[derive(Args)]
+pub struct Options {
+    /// Run the shell as a process of this machine instead of on the emulated board; nothing is downloaded
+    #[arg(long, conflicts_with = "firmware")]
+    host: bool,
+    /// What the emulated Cortex-R5 runs
+    #[arg(long, value_enum, default_value_t = Firmware::R5Shell)]
+    firmware: Firmware,
+    /// Type the lines of FILE (- is standard input) instead of letting the user type
+    ///
+    /// What the guest prints goes to standard output, everything else to standard error. Empty lines and lines that
+    /// begin with # are left out. The exit code is 0 only if every command succeeded.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// How long one line of a script may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "script")]
+    line_timeout: u64,
+}
+
+/// Programs for the emulated Cortex-R5 that can be sat at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Firmware {
+    /// One loop, with every command.
+    R5Shell,
+}
+
+impl Firmware {
+    /// Its package.
+    pub const fn package(self) -> &'static str {
+        match self {
+            Firmware::R5Shell => "r5-shell",
+        }
+    }
+}
+
+/// Which guest is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// A process of this machine.
+    Host,
+    /// Firmware on the emulated board.
+    Emulated(Firmware),
+}
+
+impl Guest {
+    /// What its prompt begins with.
+    const fn name(self) -> &'static str {
+        match self {
+            Guest::Host => "host",
+            Guest::Emulated(Firmware::R5Shell) => "r5",
+        }
+    }
+}
+
+/// Runs the demo.
+pub fn run(options: &Options) -> Result<()> {
+    let guest = if options.host { Guest::Host } else { Guest::Emulated(options.firmware) };
+    // What is wrong with the request is said before minutes are spent.
+    let script = options.script.as_deref().map(read_script).transpose()?;
+    if script.is_none() && !io::stdin().is_terminal() {
+        bail!("standard input is no terminal; write 'cargo xtask demo --script FILE' (- is standard input)");
+    }
+    let start = Instant::now();
+    let built = start::build(guest, None)?;
+    eprintln!("demo: everything is there after {:.1} s", start.elapsed().as_secs_f32());
+    match script {
+        None => sit_at(&built),
+        Some(script) => play(&built, &script, Duration::from_secs(options.line_timeout), &mut io::stdout()),
+    }
+}
+
+fn read_script(path: &Path) -> Result<Script> {
+    let name = if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
+    let mut text = String::new();
+    match path == Path::new("-") {
+        true => io::stdin().read_to_string(&mut text),
+        false => std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text)),
+    }
+    .with_context(|| format!("--script {}: cannot be read", path.display()))?;
+    Script::parse(name, &text)
+}
+
+/// For tests: plays `script` at `guest` and returns the transcript.
+pub fn transcript(guest: Guest, tools: Option<&Tools>, script: &str, limit: Duration) -> Result<String> {
+    let built = start::build(guest, tools)?;
+    let mut transcript = Vec::new();
+    let script = Script::parse("the test's script".into(), script)?;
+    play(&built, &script, limit, &mut transcript).with_context(|| {
+        let end = transcript.get(transcript.len().saturating_sub(1000)..).unwrap_or(&[]);
+        format!("the guest printed at last {:?}", String::from_utf8_lossy(end))
+    })?;
+    Ok(String::from_utf8_lossy(&transcript).into_owned())
+}
+
+/// Lets a script type.
+fn play(built: &Built, script: &Script, limit: Duration, out: &mut dyn io::Write) -> Result<()> {
+    let mut running = start::start(built)?;
+    let mut pmm = running.pmm()?;
+    pmm.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let result = start::Child::start(&mut pmm)
+        .and_then(|mut pmm| script::play(script, built.guest.name(), pmm.inner(), limit, out));
+    running.end(result.is_ok());
+    result.with_context(|| format!("logs are in {}", running.folder().display()))
+}
+
+/// Lets the user type.
+fn sit_at(built: &Built) -> Result<()> {
+    let mut running = start::start(built)?;
+    let mut pmm = running.pmm()?;
+    // Messages in the middle of a line help nobody; `pmm status` tells more.
+    pmm.args(["--log-level", "warn"]);
+    eprintln!("demo: from another terminal, 'target/release/pmm status' shows the link");
+    let status = start::Child::start(&mut pmm)?.wait()?;
+    running.end(status.success());
+    if !status.success() {
+        bail!("pmm ended with {status}; logs are in {}", running.folder().display());
+    }
+    Ok(())
+}
