@@ -57,6 +57,13 @@ impl Files {
             emulator_log: folder.join("emulator.log"),
         })
     }
+
+    /// Makes the board's memory if it is missing, for a PMM that is there before the board is switched on.
+    pub fn make_memory(&self) -> Result<()> {
+        let ddr = File::options().create(true).truncate(false).write(true).open(&self.ddr);
+        ddr.and_then(|file| file.set_len(DDR_MEBIBYTES << 20))
+            .with_context(|| format!("the board's memory {} cannot be made", self.ddr.display()))
+    }
 }
 
 /// A running board.
@@ -94,10 +101,23 @@ impl Board {
         Ok(())
     }
 
-    /// Cuts the power for good.
-    pub fn kill(&mut self) -> Result<()> {
+    /// Cuts the power (SIGKILL) and does not wait for the emulator's end; [`Board::kill`] does.
+    pub fn strike(&mut self) {
         // An emulator that has ended by itself is dead as well.
         let _ = self.child.kill();
+    }
+
+    /// Fails if the emulator has ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("the emulator ended by itself ({status})"),
+        }
+    }
+
+    /// Cuts the power for good.
+    pub fn kill(&mut self) -> Result<()> {
+        self.strike();
         self.child.wait().context("the emulator cannot be waited for")?;
         Ok(())
     }
@@ -118,9 +138,7 @@ fn launch(emulator: &dyn Launch, files: &Files) -> Result<(Child, BufReader<Chil
             files.doorbell.display()
         );
     }
-    let ddr = File::options().create(true).truncate(false).write(true).open(&files.ddr);
-    ddr.and_then(|file| file.set_len(DDR_MEBIBYTES << 20))
-        .with_context(|| format!("the board's memory {} cannot be made", files.ddr.display()))?;
+    files.make_memory()?;
     // Left behind by a killed emulator; another file of that name is not ours to keep either.
     let _ = fs::remove_file(&files.doorbell);
     let log = File::create(&files.emulator_log)

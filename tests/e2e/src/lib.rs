@@ -1,0 +1,54 @@
+//! Tests of the whole with real processes: the program `pmm`, the guests' shell as a Linux process and on the emulated
+//! board, and between them doorbells that fail.
+//!
+//! What they are built from:
+//!
+//! - [`rig`]: a directory, a PMM, a guest and a terminal at its console, each of which can be killed and started again.
+//! - [`pmm`], [`guest`], [`terminal`]: these parts. [`process`]: children that die with the test.
+//! - [`proxy`]: a doorbell that merges, drops, doubles and delays, between a guest and a PMM.
+//! - [`traffic`]: numbered lines both ways, through restarts of anything.
+//! - [`tests`]: the tests, by name.
+//!
+//! Nothing here sleeps and hopes. A test waits for bytes, for a state that the PMM reports, or for the end of a
+//! process; a time is only a [`guard`], and its message names what did not happen.
+
+pub mod dice;
+pub mod guard;
+pub mod guest;
+pub mod memory;
+pub mod pmm;
+pub mod process;
+pub mod proxy;
+pub mod rig;
+pub mod terminal;
+pub mod tests;
+pub mod traffic;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What the tests are given.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// The program `pmm`.
+    pub pmm: PathBuf,
+    /// The program `host-shell`.
+    pub host_shell: PathBuf,
+    /// The firmware `r5-shell`, if the emulated board is there.
+    pub firmware: Option<PathBuf>,
+    /// How the emulator is called: the program and its first arguments.
+    pub emulator: Vec<OsString>,
+    /// Where tests make their directories.
+    pub work: PathBuf,
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// Sizes and numbers of rounds in percent of what is asked for.
+    pub percent: u32,
+}
+
+impl Tools {
+    /// A size or a number of rounds as this run wants it; at least 1.
+    pub fn scaled(&self, full: u64) -> u64 {
+        (full * u64::from(self.percent) / 100).max(1)
+    }
+}

@@ -1,0 +1,126 @@
+//! The program `pmm` as a child, and what its control socket says.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::guard::Guard;
+use crate::process::{self, Running};
+
+/// Seconds in which a PMM is up, or answers: what it needs on a busy machine, many times over.
+const ANSWER: u64 = 60;
+
+/// A running PMM.
+#[derive(Debug)]
+pub struct Pmm {
+    running: Running,
+    control: PathBuf,
+}
+
+impl Pmm {
+    /// Starts `program run` with these options. When it returns, everything that the PMM opens is open: its consoles
+    /// and its control socket take connections.
+    pub fn start(program: &Path, control: &Path, options: &[String], log: &Path) -> Result<Pmm> {
+        let mut command = process::command(program)?;
+        command.arg("run").arg("--control").arg(control).args(options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut running = Running::spawn("pmm", command)?;
+        let said = running.child().stderr.take().context("the child's stderr is a pipe")?;
+        let mut log = File::options().create(true).append(true).open(log)?;
+        let (ready, opened) = mpsc::channel();
+        // Read to its end, so that the PMM never waits for room.
+        std::thread::spawn(move || {
+            for line in BufReader::new(said).lines().map_while(Result::ok) {
+                let _ = writeln!(log, "{line}");
+                let _ = ready.send(line);
+            }
+        });
+        let guard = Guard::new(ANSWER, "the pmm to open everything");
+        let mut all = String::new();
+        loop {
+            match opened.recv_timeout(guard.left()?) {
+                Ok(line) if line.contains("control socket") => {
+                    return Ok(Pmm { running, control: control.into() });
+                }
+                Ok(line) => all = all + &line + "\n",
+                Err(mpsc::RecvTimeoutError::Timeout) => _ = guard.left()?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the pmm ended at once: {}", all.trim()),
+            }
+        }
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.running.id()
+    }
+
+    /// Fails if it has ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        self.running.check()
+    }
+
+    /// Its snapshot now.
+    pub fn status(&self) -> Result<Value> {
+        self.ask("status", "an answer of the pmm", |_| true)
+    }
+
+    /// Its snapshot as soon as it is as wanted.
+    pub fn wait_for(&self, what: &str, wanted: impl FnMut(&Value) -> bool) -> Result<Value> {
+        self.ask("follow", what, wanted)
+    }
+
+    fn ask(&self, question: &str, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Result<Value> {
+        let mut stream = UnixStream::connect(&self.control).context("the pmm's control socket")?;
+        stream.write_all(format!("{question}\n").as_bytes())?;
+        let guard = Guard::new(ANSWER, what);
+        let mut lines = BufReader::new(stream.try_clone()?);
+        let mut last = Value::Null;
+        loop {
+            stream.set_read_timeout(Some(guard.left().with_context(|| format!("it said {last}"))?))?;
+            let mut line = String::new();
+            match lines.read_line(&mut line) {
+                Ok(0) => bail!("the pmm ended while the test waited for {what}"),
+                Ok(_) => last = serde_json::from_str(&line).context("the pmm's answer is no JSON")?,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error).context("the pmm's control socket"),
+            }
+            if wanted(&last) {
+                return Ok(last);
+            }
+        }
+    }
+
+    /// Kills it (SIGKILL), and does not wait for its end.
+    pub fn strike(&mut self) {
+        self.running.strike();
+    }
+
+    /// Kills it (SIGKILL).
+    pub fn kill(self) -> Result<()> {
+        self.running.kill()
+    }
+}
+
+/// How often the threads of a process have gone to sleep so far.
+pub fn sleeps(process: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sum += line.context("the kernel counts no switches")?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// The memory of a process that is in use, in KiB.
+pub fn resident(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}

@@ -1,0 +1,126 @@
+//! A PMM, a guest and a terminal, in a directory of their own.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::Tools;
+use crate::guest::{Guest, Kind, proxy_end};
+use crate::pmm::Pmm;
+use crate::proxy::{Proxy, Report, pmm_end};
+use crate::terminal::Terminal;
+
+/// Seconds in which a guest is up and its first words are at the terminal.
+pub const UP: u64 = 90;
+
+/// A new, empty directory of a test.
+pub fn directory(tools: &Tools, name: &str) -> Result<PathBuf> {
+    let dir = tools.work.join(name);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("{} is in the way", dir.display()))?;
+    }
+    std::fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    // Absolute and without `..`: the path of a socket may have 107 bytes.
+    Ok(dir.canonicalize()?)
+}
+
+/// How a guest's doorbell reaches the PMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bell {
+    /// Straight.
+    Direct,
+    /// Through a proxy, over streams.
+    Proxy,
+    /// Through a proxy that the PMM knows as datagrams, which may be lost.
+    LossyProxy,
+}
+
+/// All of it.
+pub struct Rig<'t> {
+    tools: &'t Tools,
+    dir: PathBuf,
+    doorbell: String,
+    proxy: Option<Proxy>,
+    /// The guest.
+    pub guest: Box<dyn Guest>,
+    /// The PMM, while one runs.
+    pub pmm: Option<Pmm>,
+    /// The terminal.
+    pub terminal: Terminal,
+}
+
+impl<'t> Rig<'t> {
+    /// Makes everything ready and starts nothing but the proxy.
+    pub fn new(tools: &'t Tools, name: &str, kind: Kind, bell: Bell) -> Result<Rig<'t>> {
+        let dir = directory(tools, name)?;
+        let guest = kind.make(tools, &dir)?;
+        let (doorbell, proxy) = match bell {
+            Bell::Direct => (format!("unix-stream:{}", guest.doorbell().display()), None),
+            Bell::Proxy | Bell::LossyProxy => {
+                let (end, option) = pmm_end(&dir, bell == Bell::LossyProxy);
+                (option, Some(Proxy::start(proxy_end(&*guest), end, tools.seed)?))
+            }
+        };
+        Ok(Rig { tools, dir, doorbell, proxy, guest, pmm: None, terminal: Terminal::default() })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn console(&self) -> PathBuf {
+        self.dir.join("console")
+    }
+
+    /// Starts a PMM and connects the terminal to its console.
+    pub fn start_pmm(&mut self) -> Result<()> {
+        let mut options = self.guest.place().options();
+        let console = format!("unix:{}", self.console().display());
+        let rest = ["--rng", "--console", &console, "--doorbell", &self.doorbell];
+        options.extend(rest.map(String::from));
+        let log = self.dir.join("pmm.log");
+        self.pmm = Some(Pmm::start(&self.tools.pmm, &self.dir.join("control"), &options, &log)?);
+        self.terminal.connect(&self.console())
+    }
+
+    /// The PMM that runs.
+    pub fn pmm(&self) -> Result<&Pmm> {
+        self.pmm.as_ref().context("no pmm runs")
+    }
+
+    /// Kills the PMM.
+    pub fn kill_pmm(&mut self) -> Result<()> {
+        self.pmm.take().map_or(Ok(()), Pmm::kill)
+    }
+
+    /// Starts PMM and guest, and waits for the prompt.
+    pub fn start(&mut self) -> Result<()> {
+        self.guest.start()?;
+        self.start_pmm()?;
+        self.prompt()
+    }
+
+    /// Waits for the guest's first words and its prompt.
+    pub fn prompt(&mut self) -> Result<()> {
+        self.terminal.expect("shell on ", UP)?;
+        self.terminal.expect(&format!("{}> ", self.guest.name()), UP)?;
+        Ok(())
+    }
+
+    /// Types a command at the prompt and returns what it prints.
+    pub fn command(&mut self, line: &str) -> Result<String> {
+        self.terminal.command(self.guest.name(), line, UP)
+    }
+
+    /// Fails if something has ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        self.guest.check()?;
+        self.pmm.as_mut().map_or(Ok(()), Pmm::check)
+    }
+
+    /// Ends the proxy, and says what it did.
+    pub fn stop_proxy(&mut self) -> Result<Option<Report>> {
+        self.proxy.take().map(Proxy::stop).transpose()
+    }
+}

@@ -1,0 +1,96 @@
+//! The tests, by name.
+
+mod idle;
+mod messages;
+mod order;
+mod plain;
+mod restarts;
+mod several;
+mod transfer;
+
+use anyhow::Result;
+
+use crate::Tools;
+use crate::guest::Kind;
+
+/// A test.
+pub struct Test {
+    /// As it is asked for.
+    pub name: &'static str,
+    /// What it shows, in a line.
+    pub about: &'static str,
+    /// Whether it needs the emulated board.
+    pub board: bool,
+    /// Runs it.
+    pub run: fn(&Tools) -> Result<()>,
+}
+
+/// All of them, the quick ones first.
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "messages",
+        about: "what pmm says, and its exit codes, when the machine refuses",
+        board: false,
+        run: messages::run,
+    },
+    Test {
+        name: "order-host",
+        about: "start order does not matter, with the shell as a process",
+        board: false,
+        run: |tools| order::run(tools, Kind::Host),
+    },
+    Test {
+        name: "order-r5",
+        about: "start order does not matter, with the shell on the board",
+        board: true,
+        run: |tools| order::run(tools, Kind::R5),
+    },
+    Test {
+        name: "several",
+        about: "one pmm, two guests: killing one does not disturb the other",
+        board: false,
+        run: several::run,
+    },
+    Test {
+        name: "plain",
+        about: "an OpenAMP front-end in a process, served through SIGKILLs of the pmm",
+        board: false,
+        run: plain::run,
+    },
+    Test {
+        name: "idle-host",
+        about: "an idle pmm sleeps",
+        board: false,
+        run: |tools| idle::run(tools, Kind::Host),
+    },
+    Test {
+        name: "idle-r5",
+        about: "an idle pmm sleeps, and so does the board",
+        board: true,
+        run: |tools| idle::run(tools, Kind::R5),
+    },
+    Test {
+        name: "proxy-host",
+        about: "16 MiB each way through doorbells that fail, with the shell as a process",
+        board: false,
+        run: |tools| transfer::run(tools, Kind::Host, 16),
+    },
+    Test {
+        name: "proxy-r5",
+        about: "2 MiB each way through doorbells that fail, with the shell on the board",
+        board: true,
+        run: |tools| transfer::run(tools, Kind::R5, 2),
+    },
+    Test {
+        name: "restarts-host",
+        about: "200 reboots, 200 SIGKILLs of the pmm, 200 of the guest, while lines flow both ways",
+        board: false,
+        run: |tools| restarts::run(tools, Kind::Host, restarts::HOST),
+    },
+    Test {
+        name: "restarts-r5",
+        about: "50 reboots, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
+        board: true,
+        run: |tools| restarts::run(tools, Kind::R5, restarts::R5),
+    },
+];

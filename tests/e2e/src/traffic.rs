@@ -1,0 +1,240 @@
+//! Numbered lines in both directions, through restarts of anything.
+//!
+//! From the guest come the lines `n K` of its command `count`. A line that the PMM has taken is acknowledged to the
+//! guest, so each number must come, in order; after the death of a PMM some may come twice, for what was in flight is
+//! sent again. To the guest go lines `line K`, each of which it answers with `got K`; those that were not answered when
+//! something died are sent again.
+//!
+//! A guest that has restarted says so by its greeting. It knows nothing of the count, and the rest of a torn line may
+//! stand before it, so it is first asked for a word that nobody asked for before; what it answers until then is not
+//! counted. Then the count goes on where it ended.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::guard::Guard;
+use crate::terminal::{Terminal, Turn};
+
+/// Lines that are sent ahead of their answers.
+const WINDOW: u64 = 8;
+
+/// Where the conversation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The word with this number was asked for.
+    Asking(u64),
+    /// The count was asked for.
+    Resuming,
+    /// Lines flow.
+    Flowing,
+}
+
+/// What flowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Lines from the guest, each counted once.
+    pub lines: u64,
+    /// Lines that came again.
+    pub duplicates: u64,
+    /// Lines to the guest that it answered, each counted once.
+    pub answers: u64,
+    /// Answers that came again.
+    pub double_answers: u64,
+    /// Lines that were sent to the guest again.
+    pub again: u64,
+    /// Answers from between a restart and the word.
+    pub ignored: u64,
+    /// Greetings: starts of the guest.
+    pub greetings: u64,
+}
+
+/// The conversation.
+#[derive(Debug)]
+pub struct Traffic {
+    state: State,
+    word: u64,
+    sent: u64,
+    counts: Counts,
+}
+
+impl Traffic {
+    /// Begins at the guest's prompt.
+    pub fn start(terminal: &mut Terminal) -> Traffic {
+        let mut traffic = Traffic { state: State::Asking(0), word: 0, sent: 0, counts: Counts::default() };
+        traffic.ask(terminal);
+        traffic
+    }
+
+    /// What has flowed so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// New lines of both directions.
+    pub fn moved(&self) -> u64 {
+        self.counts.lines + self.counts.answers
+    }
+
+    /// Whether lines flow in both directions.
+    pub fn flows(&self) -> bool {
+        self.state == State::Flowing
+    }
+
+    fn ask(&mut self, terminal: &mut Terminal) {
+        self.word += 1;
+        self.state = State::Asking(self.word);
+        // Ctrl-C ends a count, Ctrl-U takes away what is left of a line.
+        terminal.send(format!("\x03\x15echo word-{}\r", self.word).as_bytes());
+    }
+
+    /// The terminal is at another PMM's console; what was under way to the last one is lost.
+    pub fn reconnected(&mut self, terminal: &mut Terminal) {
+        match self.state {
+            State::Flowing => {
+                terminal.send(b"\x15");
+                self.send_again(terminal);
+            }
+            // Whether the guest has heard the last request is not known.
+            State::Asking(_) | State::Resuming => self.ask(terminal),
+        }
+    }
+
+    fn send_again(&mut self, terminal: &mut Terminal) {
+        self.counts.again += self.sent - self.counts.answers;
+        self.sent = self.counts.answers;
+        self.send(terminal);
+    }
+
+    fn send(&mut self, terminal: &mut Terminal) {
+        while self.state != State::Asking(self.word) && self.sent < self.counts.answers + WINDOW {
+            terminal.send(format!("line {}\r", self.sent).as_bytes());
+            self.sent += 1;
+        }
+    }
+
+    /// Takes what the terminal has read, and answers it.
+    ///
+    /// # Errors
+    ///
+    /// A line is missing.
+    pub fn take(&mut self, terminal: &mut Terminal) -> Result<()> {
+        let text = terminal.lines();
+        for line in text.split(|&byte| byte == b'\n') {
+            self.line(line, terminal)?;
+        }
+        self.send(terminal);
+        Ok(())
+    }
+
+    fn line(&mut self, line: &[u8], terminal: &mut Terminal) -> Result<()> {
+        let text = String::from_utf8_lossy(line);
+        if let Some(number) = text.strip_prefix("n ").and_then(|rest| rest.parse::<u64>().ok()) {
+            let next = self.counts.lines;
+            ensure!(number <= next, "the guest's line {next} is missing: {number} came");
+            match number == next {
+                true => self.counts.lines += 1,
+                false => self.counts.duplicates += 1,
+            }
+            if self.state == State::Resuming {
+                self.state = State::Flowing;
+            }
+        } else if let Some(number) = text.strip_prefix("got ").and_then(|rest| rest.parse::<u64>().ok()) {
+            let next = self.counts.answers;
+            match self.state {
+                State::Asking(_) => self.counts.ignored += 1,
+                _ if number == next && number < self.sent => self.counts.answers += 1,
+                _ if number < next => self.counts.double_answers += 1,
+                _ => bail!("the answer to line {next} is missing: {number} came"),
+            }
+        } else if text.contains("shell on ") {
+            self.counts.greetings += 1;
+            self.ask(terminal);
+        } else if self.state == State::Asking(self.word) && *text == format!("word-{}", self.word) {
+            self.state = State::Resuming;
+            terminal.send(format!("count {}\r", self.counts.lines).as_bytes());
+            self.send_again(terminal);
+        }
+        Ok(())
+    }
+
+    /// Lets lines flow until `done` says so. `Closed`: the PMM has gone before.
+    ///
+    /// # Errors
+    ///
+    /// A line is missing; or none came for `seconds`.
+    pub fn run(
+        &mut self,
+        terminal: &mut Terminal,
+        seconds: u64,
+        mut done: impl FnMut(&Traffic) -> bool,
+    ) -> Result<Turn> {
+        let mut guard = Guard::new(seconds, "lines to flow");
+        let mut before = (self.moved(), self.state);
+        loop {
+            self.take(terminal)?;
+            if done(self) {
+                return Ok(Turn::Open);
+            }
+            if before != (self.moved(), self.state) {
+                before = (self.moved(), self.state);
+                guard.renew();
+            }
+            let turn = terminal.turn(&guard).with_context(|| {
+                let rest = String::from_utf8_lossy(&terminal.incoming).into_owned();
+                format!(
+                    "{:?}; {:?}; {} unsent; '{}'",
+                    self.state,
+                    self.counts,
+                    terminal.unsent(),
+                    rest.escape_debug()
+                )
+            })?;
+            if turn == Turn::Closed {
+                self.take(terminal)?;
+                return Ok(Turn::Closed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traffic(state: State) -> (Traffic, Terminal) {
+        (Traffic { state, word: 1, sent: 3, counts: Counts::default() }, Terminal::default())
+    }
+
+    fn say(traffic: &mut Traffic, terminal: &mut Terminal, text: &str) -> Result<()> {
+        terminal.incoming.extend_from_slice(text.as_bytes());
+        traffic.take(terminal)
+    }
+
+    #[test]
+    fn lines_may_come_again_and_may_not_be_missing() {
+        let (mut traffic, mut terminal) = traffic(State::Flowing);
+        say(&mut traffic, &mut terminal, "n 0\nn 1\nn 0\nn 1\nn 2\ngot 0\ngot 1\ngot 0\nn ").unwrap();
+        let counts = traffic.counts();
+        assert_eq!((counts.lines, counts.duplicates), (3, 2));
+        assert_eq!((counts.answers, counts.double_answers), (2, 1));
+        let error = say(&mut traffic, &mut terminal, "4\n").unwrap_err().to_string();
+        assert!(error.contains("line 3 is missing"), "{error}");
+        let error = say(&mut traffic, &mut terminal, "got 3\n").unwrap_err().to_string();
+        assert!(error.contains("line 2 is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_restarted_is_asked_for_a_word_first() {
+        let (mut traffic, mut terminal) = traffic(State::Flowing);
+        say(&mut traffic, &mut terminal, "n 0\nr5> shell on r5: hello\nr5> line 7\ngot 7\n").unwrap();
+        assert_eq!(traffic.state, State::Asking(2));
+        say(&mut traffic, &mut terminal, "word-1\nr5> echo word-2\n").unwrap();
+        assert_eq!(traffic.state, State::Asking(2));
+        say(&mut traffic, &mut terminal, "word-2\nr5> count 1\nn 1\ngot 0\n").unwrap();
+        assert!(traffic.flows());
+        let counts = traffic.counts();
+        assert_eq!((counts.ignored, counts.again, counts.lines, counts.answers), (1, 3, 2, 1));
+        traffic.state = State::Resuming;
+        traffic.reconnected(&mut terminal);
+        assert_eq!(traffic.state, State::Asking(3));
+    }
+}
