@@ -5,6 +5,7 @@ mod mutants;
 mod paths;
 mod process;
 mod setup;
+mod size;
 mod test;
 mod tied;
 
@@ -31,6 +32,8 @@ enum Command {
     Setup,
     /// Plant faults, one at a time, and see whether the tests notice.
     Mutants(mutants::Options),
+    /// Build the firmware and print what the link costs in it; fails above the limit.
+    Size(size::Options),
     /// Run the tests, all or some.
     Test(test::Options),
     /// What children of this program start as.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Setup => setup::run(),
+        Command::Size(options) => size::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Tied(options) => tied::run(&options),
     };

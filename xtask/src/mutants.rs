@@ -108,9 +108,12 @@ enum Verdict {
     Nothing(String),
 }
 
-fn judge(command: &mut Command) -> Result<Verdict> {
-    let Some(output) = process::read_within(command, LIMIT)? else { return Ok(Verdict::Hangs) };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+fn judge(command: &mut Command, log: &Path) -> Result<Verdict> {
+    let file = fs::File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
+    command.stdout(file.try_clone()?).stderr(file);
+    let Some(mut child) = process::wait_within(command, LIMIT)? else { return Ok(Verdict::Hangs) };
+    let status = child.wait()?;
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
     let ran: usize = text
         .lines()
         .filter_map(|line| line.strip_prefix("test result: "))
@@ -118,14 +121,13 @@ fn judge(command: &mut Command) -> Result<Verdict> {
         .filter(|part| part.ends_with(" passed") || part.ends_with(" failed"))
         .filter_map(|part| part.split_whitespace().rev().nth(1)?.parse::<usize>().ok())
         .sum();
-    if output.status.success() {
+    if status.success() {
         return Ok(if ran == 0 { Verdict::Nothing("no test of this name".into()) } else { Verdict::Green });
     }
     if ran != 0 || text.contains("running 1 test") {
         return Ok(Verdict::Red);
     }
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-    let first = complaint.lines().find(|line| line.starts_with("error")).unwrap_or("nothing ran");
+    let first = text.lines().find(|line| line.starts_with("error")).unwrap_or("nothing ran");
     Ok(Verdict::Nothing(first.to_owned()))
 }
 
@@ -170,7 +172,7 @@ pub fn run(options: &Options) -> Result<()> {
         let file = tree.join(&mutant.file);
         let sound = fs::read_to_string(&file)?;
         fs::write(&file, mutant.plant(&tree)?)?;
-        let verdict = judge(&mut mutant.command(&tree));
+        let verdict = judge(&mut mutant.command(&tree), &tree.with_file_name("log"));
         fs::write(&file, &sound)?;
         let verdict = verdict?;
         let (noticed, how) = match &verdict {

@@ -1,9 +1,11 @@
 //! Child processes whose failure is told in a sentence.
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
 use std::{
     io::{BufRead, BufReader, Read},
-    process::{Command, Output, Stdio},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -64,24 +66,29 @@ pub fn read_lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<S
     Ok(text)
 }
 
-/// Runs a command that may hang, and kills it after `limit`: then the answer is None.
+/// Runs a command that may hang and that says little; after `limit` it is killed, and the answer is None.
 pub fn read_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Some(child) = wait_within(command, limit)? else { return Ok(None) };
+    Ok(Some(child.wait_with_output()?))
+}
+
+/// Waits for a command that may hang; after `limit` it is killed with all its children, and the answer is None. What
+/// it says must go where there is room for all of it.
+pub fn wait_within(command: &mut Command, limit: Duration) -> Result<Option<Child>> {
     let name = name(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{name} could not be started"))?;
+    let mut child =
+        command.process_group(0).spawn().with_context(|| format!("{name} could not be started"))?;
     let start = Instant::now();
     // Polled: std has no wait with a limit, and this one is not on anybody's fast path.
     while child.try_wait()?.is_none() {
         if start.elapsed() > limit {
-            child.kill()?;
+            // Its group: cargo's death is not its children's.
+            rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL)?;
             child.wait()?;
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(20));
     }
-    Ok(Some(child.wait_with_output()?))
+    Ok(Some(child))
 }

@@ -1,0 +1,21 @@
+//! The board with everything of it that a link uses, and no link.
+#![no_std]
+#![no_main]
+
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU32, Ordering};
+use r5_board::{doorbell, sleep, time};
+use r5_size as _;
+
+static RINGS: AtomicU32 = AtomicU32::new(0);
+
+#[r5_board::entry]
+fn main() -> ! {
+    r5_board::start(|| RINGS.store(1, Ordering::Relaxed));
+    loop {
+        let mut bytes = [0u8; 64];
+        black_box(&mut bytes);
+        doorbell::ring();
+        sleep::until_rung(Some(time::now().saturating_add(1_000_000)));
+    }
+}

@@ -1,0 +1,96 @@
+//! `cargo xtask size`: what firmware pays for the link.
+//!
+//! Two images are linked, which differ in nothing but the link, a console and entropy; the difference of their text
+//! (code and constants, what `size` calls text) is the price. A heap would show as a symbol of the allocator.
+
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
+use std::{fs, path::Path};
+
+use crate::{paths, process, setup};
+
+/// Console and entropy with ring and link, in bytes of text on armv7r.
+const LIMIT: u64 = 8 * 1024;
+
+/// Options of `cargo xtask size`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Also list the largest functions of the image with the link.
+    #[arg(long)]
+    functions: bool,
+}
+
+/// Bytes of an image by what becomes of them.
+struct Image {
+    text: u64,
+    data: u64,
+    bss: u64,
+}
+
+/// The sections that are loaded or reserved; debugging information is neither.
+fn measure(path: &Path) -> Result<Image> {
+    let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
+    let mut image = Image { text: 0, data: 0, bss: 0 };
+    for section in file.sections() {
+        match section.kind() {
+            SectionKind::Text | SectionKind::ReadOnlyData | SectionKind::ReadOnlyString => {
+                image.text += section.size()
+            }
+            SectionKind::Data => image.data += section.size(),
+            SectionKind::UninitializedData => image.bss += section.size(),
+            _ => {}
+        }
+    }
+    if let Some(symbol) =
+        file.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("__rust_alloc")))
+    {
+        bail!("{} has a heap: {}", path.display(), symbol.name().unwrap_or("?"));
+    }
+    Ok(image)
+}
+
+fn print_functions(path: &Path) -> Result<()> {
+    let bytes = fs::read(path)?;
+    let file = object::File::parse(&*bytes)?;
+    let mut functions: Vec<_> = file
+        .symbols()
+        .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.size() > 100)
+        .map(|symbol| (symbol.size(), symbol.name().unwrap_or("?").to_owned()))
+        .collect();
+    functions.sort_unstable_by(|a, b| b.cmp(a));
+    for (size, name) in functions.iter().take(40) {
+        println!("{size:6}  {:#}", rustc_demangle::demangle(name));
+    }
+    Ok(())
+}
+
+/// Builds both images, prints the sizes, and fails above the limit.
+pub fn run(options: &Options) -> Result<()> {
+    let toolchain = setup::toolchain()?;
+    process::run(toolchain.cargo("build").args([
+        "--quiet",
+        "--release",
+        "--package",
+        "r5-size",
+        "--package",
+        "r5-shell",
+    ]))?;
+    let image = |name| paths::firmware_target().join(setup::TARGET).join("release").join(name);
+    let (base, link, shell) =
+        (measure(&image("size-base"))?, measure(&image("size-link"))?, measure(&image("r5-shell"))?);
+    println!("{:44} {:>8} {:>8} {:>8}", "armv7r-none-eabihf, opt-level s", "text", "data", "bss");
+    for (name, image) in [("board alone", &base), ("board, link, console, rng", &link), ("r5-shell", &shell)]
+    {
+        println!("{name:44} {:8} {:8} {:8}", image.text, image.data, image.bss);
+    }
+    if options.functions {
+        print_functions(&image("size-link"))?;
+    }
+    let price = link.text.saturating_sub(base.text);
+    println!("console + rng with ring and link: {price} of {LIMIT} bytes of text, no heap");
+    if price > LIMIT {
+        bail!("console + rng with ring and link take {price} bytes of text; the limit is {LIMIT}");
+    }
+    Ok(())
+}
