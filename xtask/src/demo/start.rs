@@ -141,7 +141,7 @@ impl Running {
     /// The PMM's command line, tied to xtask. The console is its standard input and output.
     pub fn pmm(&self) -> Result<Command> {
         let mut command = Command::new(&self.pmm);
-        command.args(["run", "--pmm", "--no-dtb", "--rng", "--console", "stdio", "--name", "demo"]);
+        command.args(["run", "--no-dtb", "--rng", "--console", "stdio", "--name", "demo"]);
         command.arg("--shmem-file").arg(&self.memory);
         command.arg("--shmem-offset").arg(self.offset.to_string());
         command.arg("--shmem-addr").arg(format!("{SHARED_BASE:#x}"));

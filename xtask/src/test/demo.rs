@@ -25,6 +25,15 @@ pub fn r5(context: &Context) -> Result<()> {
     differ(&random(&transcript)?, &random(&play()?)?)
 }
 
+/// The shell as a process of this machine; no emulator.
+pub fn host(_: &Context) -> Result<()> {
+    let script = format!("{}\n{MORE}", first()?);
+    let play = || demo::transcript(Guest::Host, None, &script, LIMIT);
+    let transcript = play()?;
+    check(&transcript, "host")?;
+    differ(&random(&transcript)?, &random(&play()?)?)
+}
+
 /// Every command that a script can use, beyond those of `first.hvl`; at the end a restart, and again.
 const MORE: &str = "help\nlink\nflood 64K\ncount 1 1000\nline 7\nreboot\necho again\npanic\necho and again\n";
 

@@ -64,6 +64,7 @@ const TESTS: &[Test] = &[
         about: "the emulated Cortex-R5: boot, doorbell, clock, restarts, faults",
         run: board::run,
     },
+    Test { name: "demo-host", about: "a script at the shell that is a process", run: demo::host },
     Test { name: "demo-r5", about: "a script at the shell of the emulated Cortex-R5", run: demo::r5 },
 ];
 
