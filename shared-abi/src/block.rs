@@ -7,7 +7,7 @@
 
 use crate::header::{Extent, Features, HEADER_SIZE};
 use crate::layout::{Layout, MAX_QUEUES, QueuePlace};
-use crate::mem::{Attribute, Cold, Mem, inside};
+use crate::mem::{Attribute, Mem, inside};
 
 /// The bytes `HVLB`.
 pub const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"HVLB");
@@ -237,7 +237,6 @@ impl<'m, M: Mem> Directory<'m, M> {
 
 /// Copies and checks what the block at `at` says of the link (frontend).
 pub fn read_link<M: Mem>(m: &M, at: u32) -> Result<LinkEntry, BlockError> {
-    let m = &Cold(m);
     let directory = Directory::open(m, at)?;
     let part = directory.find(entry::LINK, LINK_BYTES)?;
     let [id_low, id_high, base_low, base_high, len] = directory.words(part.at);
@@ -247,7 +246,6 @@ pub fn read_link<M: Mem>(m: &M, at: u32) -> Result<LinkEntry, BlockError> {
 
 /// Copies and checks what the block at `at` says of its device (frontend).
 pub fn read_device<M: Mem>(m: &M, at: u32) -> Result<DeviceEntry, BlockError> {
-    let m = &Cold(m);
     let directory = Directory::open(m, at)?;
     let part = directory.find(entry::DEVICE, DEVICE_BYTES)?;
     let [features_low, features_high, count] = directory.words(part.at);

@@ -25,7 +25,7 @@
 use crate::header::{
     EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, MAX_DEVICES, QUEUE_POISON, Window, reg,
 };
-use crate::mem::{Cold, Mem};
+use crate::mem::Mem;
 
 const fn at(register: u32) -> u32 {
     Window::LINK.at(register)
@@ -295,7 +295,6 @@ impl DriverHalf {
 
     /// Whether a PMM is there, and which.
     pub fn look<M: Mem>(m: &M) -> PmmLook {
-        let m = &Cold(m);
         match m.observe32(at(reg::PMM_EPOCH)) {
             epoch if epoch == 0 || epoch & 1 == 1 => PmmLook::Absent,
             epoch => PmmLook::Present(epoch),
@@ -305,7 +304,6 @@ impl DriverHalf {
     /// Copies the static words of the windows: which devices there are and where their blocks lie. What it returns
     /// counts only if [`DriverHalf::hello`] then finds the same PMM.
     pub fn devices<M: Mem>(m: &M) -> Result<DeviceList, Foreign> {
-        let m = &Cold(m);
         let check = |window: Window, name, register, expected| match m.read32(window.at(register)) {
             alleged if alleged == expected => Ok(()),
             alleged => Err(Foreign { register: name, at: window.at(register), alleged }),
@@ -333,7 +331,6 @@ impl DriverHalf {
     /// *Hello* to the PMM that was seen as `pmm`, if it is still the one; it has `devices` windows. Everything that
     /// the last session used must have been harvested before: the PMM clears it next. Ring afterwards.
     pub fn hello<M: Mem>(&mut self, m: &M, pmm: u32, devices: usize) -> bool {
-        let m = &Cold(m);
         if m.observe32(at(reg::PMM_EPOCH)) != pmm {
             return false;
         }
@@ -353,7 +350,6 @@ impl DriverHalf {
     /// Whether the hello was answered; `None` while it was not. `Some(false)`: it never will be, the PMM is another
     /// one by now or has ended the session.
     pub fn adopted<M: Mem>(&self, m: &M) -> Option<bool> {
-        let m = &Cold(m);
         let seen = m.observe32(at(reg::EPOCH_SEEN));
         if !self.current(m) {
             Some(false)
@@ -366,7 +362,6 @@ impl DriverHalf {
 
     /// Whether the PMM is still the one that was greeted.
     pub fn current<M: Mem>(&self, m: &M) -> bool {
-        let m = &Cold(m);
         m.observe32(at(reg::PMM_EPOCH)) == self.pmm
     }
     /// Whether the session is the one that was adopted: the same PMM, and it has not ended it.
@@ -419,7 +414,6 @@ pub struct DriverDevice(pub Window);
 impl DriverDevice {
     /// *Start*: rings and buffers are in place. `features` is what the driver accepts. Ring afterwards.
     pub fn start<M: Mem>(self, m: &M, epoch: u32, features: Features) {
-        let m = &Cold(m);
         let bits = features.bits();
         m.write32(self.0.at(reg::DRIVER_FEATURES), bits as u32);
         m.write32(self.0.at(reg::DRIVER_FEATURES_HIGH), (bits >> 32) as u32);
@@ -427,13 +421,11 @@ impl DriverDevice {
     }
     /// Asks for a reset. Ring afterwards; the device is clear when [`DriverDevice::state`] says so.
     pub fn reset<M: Mem>(self, m: &M) {
-        let m = &Cold(m);
         m.publish32(self.0.at(reg::DRIVER_READY), 0);
     }
     /// The device in the session that `half` has. The PMM's epoch is looked at last: a PMM that starts clears these
     /// words too, and that is no answer to a reset.
     pub fn state<M: Mem>(self, m: &M, half: &DriverHalf) -> DeviceState {
-        let m = &Cold(m);
         let ready = m.observe32(self.0.at(reg::DEVICE_READY));
         let fault = Fault::from_word(m.observe32(self.0.at(reg::FAULT)));
         match (fault, ready) {

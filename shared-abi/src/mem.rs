@@ -248,43 +248,6 @@ fn to_word(at: u32, len: usize) -> usize {
     ((at.wrapping_neg() & 3) as usize).min(len)
 }
 
-/// The same memory with accesses that are calls, not inlined: for code that runs once a start and must be small.
-pub struct Cold<'m, M>(pub &'m M);
-
-macro_rules! cold {
-    ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
-        impl<M: Mem> Mem for Cold<'_, M> {
-            $(
-                #[inline(never)]
-                fn $name(&self, $($argument: $type),*) $(-> $result)? {
-                    self.0.$name($($argument),*)
-                }
-            )*
-        }
-    };
-}
-
-cold! {
-    len() -> u32;
-    attribute() -> Attribute;
-    read8(at: u32) -> u8;
-    read16(at: u32) -> u16;
-    read32(at: u32) -> u32;
-    write8(at: u32, value: u8);
-    write16(at: u32, value: u16);
-    write32(at: u32, value: u32);
-    publish16(at: u32, value: u16);
-    publish32(at: u32, value: u32);
-    observe16(at: u32) -> u16;
-    observe32(at: u32) -> u32;
-    settle();
-    bell();
-    copy_in(at: u32, into: &mut [u8]);
-    copy_out(at: u32, from: &[u8]);
-    clean(at: u32, len: u32);
-    invalidate(at: u32, len: u32);
-}
-
 enum CopyOf<'a> {
     In(&'a mut [u8]),
     Out(&'a [u8]),
