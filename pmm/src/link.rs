@@ -375,8 +375,10 @@ impl<'s, M: Mem> Link<'s, M> {
 
     /// Repeats a bell that the guest has not acted on, and gives up a guest that never does.
     fn repeat(&mut self, now: Micros, ringing: bool) -> bool {
-        let guest =
-            self.session != Session::Plain && self.mem.read32(Window::LINK.at(reg::DRIVER_EPOCH)) != 0;
+        // Where a doorbell can be lost, a guest that has never said hello may sleep because the bell that announced
+        // this PMM was; nothing else would ever wake it.
+        let known = self.plan.doorbell_can_lose || self.mem.read32(Window::LINK.at(reg::DRIVER_EPOCH)) != 0;
+        let guest = known && self.session != Session::Plain;
         if !guest || !self.half.unseen(&self.mem) {
             self.rering = None;
             // A bell that is rung now starts its own clock.
