@@ -345,11 +345,13 @@ impl<'s, M: Mem> Link<'s, M> {
         outcome
     }
 
-    /// Ends an extended session: the devices are drained, then the guest is told.
+    /// Ends an extended session: the devices are drained, then the guest is told. The rings stay as they are until
+    /// the next adoption: a guest that lives takes what was completed from them before it says hello.
     fn end_extended(&mut self) {
         if let Session::Extended(_) = self.session {
             for seat in self.seats.iter_mut().flatten() {
-                extended::clear(&self.mem, &mut seat.port, &mut seat.state);
+                seat.port.stop();
+                seat.state = PmmDevice::new(seat.port.window);
             }
             self.half.end_session(&self.mem, self.count);
             self.session = Session::None;
