@@ -1,0 +1,167 @@
+//! What a seed decides before anything runs.
+//!
+//! A seed is 64 bits. The lower 40 number it; the upper 24 are 0, or (directed seeds) one more than the hash of a
+//! place at whose first access a side dies, on top of everything that the lower bits decide. Until then a directed
+//! seed runs exactly as the seed of its lower bits, so that a place that occurred there is met again.
+
+use fastrand::Rng;
+use hvl_shared_abi::Attribute;
+
+use crate::fault::Fault;
+use crate::memory::order::Order;
+use crate::memory::{Kind, Lies};
+
+/// Nanoseconds of simulated time.
+pub const MICRO: u64 = 1_000;
+/// A thousand of them.
+pub const MILLI: u64 = 1_000 * MICRO;
+/// A million.
+pub const SECOND: u64 = 1_000 * MILLI;
+
+/// Bits of a seed that number it.
+pub const SEED_BITS: u32 = 40;
+/// Bits of the hash of a place that a directed seed can carry.
+pub const TARGET_BITS: u32 = 20;
+
+/// How a doorbell behaves, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoorbellKind {
+    /// Of 256 bells, how many are lost.
+    pub lost: u8,
+    /// Of 256, how many come twice.
+    pub doubled: u8,
+    /// Most time that one takes, in nanoseconds.
+    pub delay: u64,
+}
+
+/// Everything that a seed decides.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// The hash of the place of a directed seed.
+    pub target: Option<u32>,
+    /// A fault that is planted.
+    pub fault: Option<Fault>,
+    /// The memory.
+    pub memory: Kind,
+    /// The doorbells.
+    pub doorbell: DoorbellKind,
+    /// Whether the guest has a clock and a timer, or sleeps without.
+    pub guest_clock: bool,
+    /// Entries of the queues: rng, console receive, console transmit.
+    pub queues: [u16; 3],
+    /// Bytes of the pools: rng, console.
+    pub pools: [u32; 2],
+    /// Accesses between two switches, about.
+    pub stretch: u32,
+    /// Nanoseconds of an access.
+    pub access_time: u64,
+    /// How many times some side dies.
+    pub deaths: u32,
+    /// Of 256 calls of a host end, how many would block though they need not.
+    pub host_blocks: u8,
+    /// Most bytes that a host end takes or gives at a time.
+    pub host_chunk: usize,
+    /// Whether what was in flight on the console when a PMM died is sent again.
+    pub resend: bool,
+    /// Lines that each start of the guest sends, and that the host types after each start.
+    pub lines: u32,
+    /// Random numbers that each start of the guest asks for, 4 bytes each and more.
+    pub numbers: u32,
+}
+
+impl Plan {
+    /// What `seed` decides.
+    pub fn of(seed: u64, fault: Option<Fault>) -> Plan {
+        let number = seed & ((1 << SEED_BITS) - 1);
+        let target = (seed >> SEED_BITS).checked_sub(1).map(|target| target as u32);
+        let mut rng = Rng::with_seed(number ^ 0x005e_ed0f_1a57);
+        let rng = &mut rng;
+        let size = |rng: &mut Rng| *pick(rng, &[2u16, 4, 4, 8, 8, 16]);
+        let lossy = rng.bool();
+        let doorbell = DoorbellKind {
+            lost: if lossy { *pick(rng, &[3, 20, 80]) } else { 0 },
+            doubled: *pick(rng, &[0, 0, 30]),
+            delay: *pick(rng, &[0, 0, 20 * MICRO, 3 * MILLI]),
+        };
+        let memory = memory(rng);
+        let stretch = match memory.lies {
+            [None, None] => *pick(rng, &[1, 2, 4, 16, 64, 400]),
+            _ => 16,
+        };
+        Plan {
+            seed,
+            target,
+            fault,
+            memory,
+            doorbell,
+            guest_clock: rng.bool(),
+            queues: [size(rng), size(rng), size(rng)],
+            pools: [*pick(rng, &[0x100, 0x200, 0x800]), *pick(rng, &[0x400, 0x800, 0x1000])],
+            stretch,
+            access_time: *pick(rng, &[20, 100, 500]),
+            deaths: *pick(rng, &[0, 1, 1, 2, 3, 4, 6]),
+            host_blocks: *pick(rng, &[0, 10, 60, 160]),
+            host_chunk: *pick(rng, &[3, 16, 100, 4096]),
+            resend: rng.bool(),
+            lines: rng.u32(1..24),
+            numbers: rng.u32(1..16),
+        }
+    }
+
+    /// Whether the doorbells can lose, as a doorbell states it to the PMM.
+    pub fn lossy(&self) -> bool {
+        self.doorbell.lost != 0
+    }
+
+    /// One line for reports.
+    pub fn summary(&self) -> String {
+        let DoorbellKind { lost, doubled, delay } = self.doorbell;
+        format!(
+            "memory: {}; doorbells: {lost}/256 lost, {doubled}/256 doubled, up to {} us late; guest {} a clock; \
+             queues {:?}, pools {:?}; about {} accesses a stretch; {} deaths; console {} what was in flight{}",
+            self.memory.name(),
+            delay / MICRO,
+            if self.guest_clock { "with" } else { "without" },
+            self.queues,
+            self.pools,
+            self.stretch,
+            self.deaths,
+            if self.resend { "resends" } else { "drops" },
+            self.fault.map_or(String::new(), |fault| format!("; planted: {}", fault.name())),
+        )
+    }
+}
+
+/// Some element of a list that is not empty.
+pub fn pick<'a, T>(rng: &mut Rng, all: &'a [T]) -> &'a T {
+    &all[rng.usize(0..all.len())]
+}
+
+fn memory(rng: &mut Rng) -> Kind {
+    use Attribute::{CachedNonCoherent as Cached, Coherent, Device, NonCacheable};
+    let weak = *pick(rng, &[Order::Weak, Order::Early]);
+    let drain = *pick(rng, &[2, 8, 64, 1024]);
+    let kind = |order, attributes| Kind { order, attributes, lies: [None, None], drain };
+    match rng.u32(0..10) {
+        0 => kind(Order::Sequential, [Coherent; 2]),
+        1 => kind(Order::Ordered, [Coherent; 2]),
+        2 => kind(Order::Weak, [Coherent; 2]),
+        3 => kind(Order::Early, [Coherent; 2]),
+        4..=6 => {
+            let attributes = *pick(rng, &[[Cached; 2], [Cached, NonCacheable], [Coherent, Cached]]);
+            kind(weak, attributes)
+        }
+        7 => kind(weak, *pick(rng, &[[Device; 2], [Coherent, Device], [NonCacheable, Device]])),
+        _ => {
+            let rate = *pick(rng, &[8, 40, 200, 2000]);
+            let lies = *pick(
+                rng,
+                &[[Some(Lies(rate)), None], [None, Some(Lies(rate))], [Some(Lies(rate)), Some(Lies(rate))]],
+            );
+            let order = *pick(rng, &[Order::Sequential, Order::Ordered, Order::Early]);
+            Kind { lies, ..kind(order, *pick(rng, &[[Coherent; 2], [Cached; 2]])) }
+        }
+    }
+}
