@@ -33,6 +33,20 @@ pub fn firmware(context: &Context) -> Result<()> {
     process::run(context.tools()?.toolchain.clippy().args(["--quiet", "--release", "--workspace"]))
 }
 
+/// Both halves of the link in one process, with a death at any access.
+pub fn simulator(_: &Context) -> Result<()> {
+    process::run(&mut cargo(&[
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "hvl-sim",
+        "--",
+        "--seeds",
+        "10000",
+    ]))
+}
+
 /// The device half needs no std: an RTOS may be the PMM.
 pub fn device_half(context: &Context) -> Result<()> {
     let mut build = context.tools()?.toolchain.cargo("build");
