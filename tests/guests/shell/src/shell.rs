@@ -149,7 +149,9 @@ impl Shell {
         let stuck = !self.out.is_empty();
         let more = (stuck && console.write_ready() == Ok(true))
             || (!stuck && matches!(self.job, Job::Prompt) && !self.ahead.is_empty())
-            || (self.wants_input() && console.read_ready() == Ok(true));
+            || (self.wants_input() && console.read_ready() == Ok(true))
+            // Asked last: each question above is a look, which may have taken the completion that is waited for.
+            || (matches!(self.job, Job::Farewell { .. }) && console.flush() == Ok(()));
         if more { Next::Again } else { Next::Wait(until) }
     }
 
