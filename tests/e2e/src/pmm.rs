@@ -30,7 +30,7 @@ impl Pmm {
         let mut command = process::command(program)?;
         command.arg("run").arg("--control").arg(control).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut running = Running::spawn("pmm", command)?;
+        let mut running = Running::spawn("pmm", &mut command)?;
         let said = running.child().stderr.take().context("the child's stderr is a pipe")?;
         let mut log = File::options().create(true).append(true).open(log)?;
         let (ready, opened) = mpsc::channel();

@@ -2,12 +2,16 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal};
+
+use crate::guard::Guard;
+use crate::terminal::wait;
 
 /// The first argument with which the test program becomes another one: parent's id, program, arguments.
 pub const BECOME: &str = "die-with";
@@ -45,11 +49,11 @@ impl Running {
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("{} cannot be written", log.display()))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        Running::spawn(name, command)
+        Running::spawn(name, &mut command)
     }
 
     /// Starts a command as it is.
-    pub fn spawn(name: &str, mut command: Command) -> Result<Running> {
+    pub fn spawn(name: &str, command: &mut Command) -> Result<Running> {
         let child = command.spawn().with_context(|| format!("{name} could not be started"))?;
         Ok(Running { child, name: name.into() })
     }
@@ -70,6 +74,13 @@ impl Running {
             None => Ok(()),
             Some(status) => anyhow::bail!("{} ended by itself ({status})", self.name),
         }
+    }
+
+    /// Waits for its end: its exit code.
+    pub fn end(&mut self, guard: &Guard) -> Result<Option<i32>> {
+        let ended = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
+        while !wait(&[ended.as_fd()], None, guard.left()?)? {}
+        Ok(self.child.wait()?.code())
     }
 
     /// Kills it (SIGKILL) without waiting for its end, so that several can be killed at one instant.

@@ -26,6 +26,8 @@ enum State {
     Resuming,
     /// Lines flow.
     Flowing,
+    /// None do, until [`Traffic::resume`].
+    Held,
 }
 
 /// What flowed.
@@ -53,13 +55,15 @@ pub struct Traffic {
     state: State,
     word: u64,
     sent: u64,
+    hold: bool,
     counts: Counts,
 }
 
 impl Traffic {
     /// Begins at the guest's prompt.
     pub fn start(terminal: &mut Terminal) -> Traffic {
-        let mut traffic = Traffic { state: State::Asking(0), word: 0, sent: 0, counts: Counts::default() };
+        let mut traffic =
+            Traffic { state: State::Asking(0), word: 0, sent: 0, hold: false, counts: Counts::default() };
         traffic.ask(terminal);
         traffic
     }
@@ -79,6 +83,25 @@ impl Traffic {
         self.state == State::Flowing
     }
 
+    /// Lets the lines of both directions end; [`Traffic::is_held`] says when they have.
+    pub fn hold(&mut self, terminal: &mut Terminal) {
+        self.hold = true;
+        self.ask(terminal);
+    }
+
+    /// Whether no lines flow because of [`Traffic::hold`].
+    pub fn is_held(&self) -> bool {
+        self.state == State::Held
+    }
+
+    /// Lets them flow again.
+    pub fn resume(&mut self, terminal: &mut Terminal) {
+        self.hold = false;
+        self.state = State::Resuming;
+        terminal.send(format!("count {}\r", self.counts.lines).as_bytes());
+        self.send_again(terminal);
+    }
+
     fn ask(&mut self, terminal: &mut Terminal) {
         self.word += 1;
         self.state = State::Asking(self.word);
@@ -94,7 +117,7 @@ impl Traffic {
                 self.send_again(terminal);
             }
             // Whether the guest has heard the last request is not known.
-            State::Asking(_) | State::Resuming => self.ask(terminal),
+            State::Asking(_) | State::Resuming | State::Held => self.ask(terminal),
         }
     }
 
@@ -105,7 +128,9 @@ impl Traffic {
     }
 
     fn send(&mut self, terminal: &mut Terminal) {
-        while self.state != State::Asking(self.word) && self.sent < self.counts.answers + WINDOW {
+        while matches!(self.state, State::Resuming | State::Flowing)
+            && self.sent < self.counts.answers + WINDOW
+        {
             terminal.send(format!("line {}\r", self.sent).as_bytes());
             self.sent += 1;
         }
@@ -140,7 +165,7 @@ impl Traffic {
         } else if let Some(number) = text.strip_prefix("got ").and_then(|rest| rest.parse::<u64>().ok()) {
             let next = self.counts.answers;
             match self.state {
-                State::Asking(_) => self.counts.ignored += 1,
+                State::Asking(_) | State::Held => self.counts.ignored += 1,
                 _ if number == next && number < self.sent => self.counts.answers += 1,
                 _ if number < next => self.counts.double_answers += 1,
                 _ => bail!("the answer to line {next} is missing: {number} came"),
@@ -149,9 +174,10 @@ impl Traffic {
             self.counts.greetings += 1;
             self.ask(terminal);
         } else if self.state == State::Asking(self.word) && *text == format!("word-{}", self.word) {
-            self.state = State::Resuming;
-            terminal.send(format!("count {}\r", self.counts.lines).as_bytes());
-            self.send_again(terminal);
+            match self.hold {
+                true => self.state = State::Held,
+                false => self.resume(terminal),
+            }
         }
         Ok(())
     }
@@ -201,7 +227,7 @@ mod tests {
     use super::*;
 
     fn traffic(state: State) -> (Traffic, Terminal) {
-        (Traffic { state, word: 1, sent: 3, counts: Counts::default() }, Terminal::default())
+        (Traffic { state, word: 1, sent: 3, hold: false, counts: Counts::default() }, Terminal::default())
     }
 
     fn say(traffic: &mut Traffic, terminal: &mut Terminal, text: &str) -> Result<()> {

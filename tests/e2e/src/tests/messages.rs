@@ -1,15 +1,18 @@
 //! What the program says when the machine refuses: one line that names option, value and way out, and exit code 1. And
 //! a peer that is not there yet is no error: it is said once, and `--wait` bounds it.
 
+use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::Tools;
+use crate::guard::Guard;
 use crate::guest::{Kind, Place};
-use crate::rig::{Bell, Rig};
+use crate::process::{self, Running};
+use crate::rig::{Bell, Rig, UP};
 
 pub fn run(tools: &Tools) -> Result<()> {
     let mut rig = Rig::new(tools, "messages", Kind::Host, Bell::Direct)?;
@@ -47,12 +50,13 @@ pub fn run(tools: &Tools) -> Result<()> {
         ensure!(said.contains(option) && said.contains("/nonexistent/"), "{option} {value}: {said}");
     }
 
-    // Files that cannot be written, whoever asks: the kernel's own, and a program that runs.
+    // A file that nobody can write, not even root: the program that runs.
+    let program = tools.pmm.display().to_string();
     for (option, value) in
-        [("--shmem-file", "/proc/version"), ("--console", "file:/proc/version"), ("--state", "/proc/version")]
+        [("--shmem-file", program.clone()), ("--console", format!("file:{program}")), ("--state", program)]
     {
-        let said = refused(tools, &place(&dir.join("memory2")), &[option, value])?;
-        ensure!(said.contains(option) && said.contains("/proc/version"), "{option} {value}: {said}");
+        let said = refused(tools, &place(&dir.join("memory2")), &[option, &value])?;
+        ensure!(said.contains(option) && said.contains(&value), "{option} {value}: {said}");
     }
     // All that and the guest has not noticed.
     let said = rig.command("echo undisturbed")?;
@@ -71,10 +75,13 @@ pub fn run(tools: &Tools) -> Result<()> {
 
 /// Exit code and stderr of a pmm that ends by itself.
 fn end(tools: &Tools, options: &[String], more: &[&str]) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new(&tools.pmm);
+    let mut command = process::command(&tools.pmm)?;
     command.arg("run").args(options).args(more).stdin(Stdio::null()).stdout(Stdio::null());
-    let output = command.stderr(Stdio::piped()).output().context("pmm")?;
-    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    let mut pmm = Running::spawn("pmm", command.stderr(Stdio::piped()))?;
+    let code = pmm.end(&Guard::new(UP, format!("the end of pmm run ... {}", more.join(" "))))?;
+    let mut said = String::new();
+    pmm.child().stderr.take().context("the child's stderr is a pipe")?.read_to_string(&mut said)?;
+    Ok((code, said))
 }
 
 /// The one line of a pmm that the machine refuses something.

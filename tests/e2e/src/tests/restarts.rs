@@ -1,10 +1,10 @@
 //! Reboots and deaths of either side at any instant, while numbered lines flow both ways.
 //!
-//! Throughput is compared like this: between two restarts lines flow for an interval of some hundred or thousand
-//! lines, whose number is chosen once so that it lasts long enough to be measured. The rate of an interval is taken
-//! from the first line after everything is up to its last. Undisturbed intervals, of the same number of lines and
-//! without a restart before them, are measured in between, all through the run, so that a busy machine slows both
-//! alike; the medians are compared. Where that falls short, it is measured once more, and that decides.
+//! Throughput is compared with a twin: the same guest with the same PMM, which nobody disturbs. After each restart, as
+//! soon as everything is up, lines flow for an interval, whose number of lines was chosen once so that it lasts long
+//! enough to be measured; at once after it, the twin has an interval of as many lines, with the other held. So a busy
+//! machine slows both alike, and the median of the pairs' ratios is what is compared. Where it falls short, it is
+//! measured once more, and that decides.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// With the shell as a process.
-pub const HOST: Plan = Plan { reboots: 200, pmms: 200, guests: 200, both: 20, interval_ms: 60 };
+pub const HOST: Plan = Plan { reboots: 200, pmms: 200, guests: 200, both: 20, interval_ms: 15 };
 /// With the shell on the board.
 pub const R5: Plan = Plan { reboots: 50, pmms: 50, guests: 10, both: 5, interval_ms: 250 };
 
@@ -60,16 +60,12 @@ impl Event {
 }
 
 pub fn run(tools: &Tools, kind: Kind, plan: Plan) -> Result<()> {
-    let mut rig = Rig::new(tools, "restarts", kind, Bell::Direct)?;
-    rig.start()?;
-    let traffic = Traffic::start(&mut rig.terminal);
     let mut run = Run {
-        rig,
-        traffic,
+        mortal: Pair::start(tools, "restarts", kind)?,
+        twin: Pair::start(tools, "twin", kind)?,
         dice: Dice::new(tools.seed),
         lines: 0,
-        between: Vec::new(),
-        undisturbed: Vec::new(),
+        pairs: Vec::new(),
         recoveries: Vec::new(),
         greeted: 0,
     };
@@ -84,7 +80,7 @@ pub fn run(tools: &Tools, kind: Kind, plan: Plan) -> Result<()> {
     run.report();
     if run.share() < SHARE {
         println!("throughput between restarts is short; measuring once more");
-        (run.between, run.undisturbed) = (Vec::new(), Vec::new());
+        run.pairs.clear();
         events.truncate(60);
         run.all(&events)?;
         run.report();
@@ -94,43 +90,35 @@ pub fn run(tools: &Tools, kind: Kind, plan: Plan) -> Result<()> {
     Ok(())
 }
 
-struct Run<'t> {
+/// A rig and what flows in it.
+struct Pair<'t> {
     rig: Rig<'t>,
     traffic: Traffic,
-    dice: Dice,
-    /// Lines of an interval.
-    lines: u64,
-    /// Lines per second between restarts, and with none.
-    between: Vec<f64>,
-    undisturbed: Vec<f64>,
-    recoveries: Vec<(Event, Duration)>,
-    /// How many greetings there are when the present guest has said its own.
-    greeted: u64,
 }
 
-impl Run<'_> {
-    /// Chooses how many lines an interval has.
-    fn calibrate(&mut self, interval_ms: u64) -> Result<()> {
-        self.interval(200)?;
-        let rate = self.interval(1000)?;
-        self.lines = ((rate * interval_ms as f64 / 1000.0) as u64).clamp(50, 50_000);
-        for _ in 0..20 {
-            let rate = self.interval(self.lines)?;
-            self.undisturbed.push(rate);
-        }
-        Ok(())
+impl<'t> Pair<'t> {
+    fn start(tools: &'t Tools, name: &str, kind: Kind) -> Result<Pair<'t>> {
+        let mut rig = Rig::new(tools, name, kind, Bell::Direct)?;
+        rig.start()?;
+        let traffic = Traffic::start(&mut rig.terminal);
+        Ok(Pair { rig, traffic })
     }
 
-    /// Lets so many lines flow and returns how many that were in a second.
+    /// Lets so many lines flow, and returns how many that were in a second.
     fn interval(&mut self, lines: u64) -> Result<f64> {
-        self.flow(|traffic| traffic.flows())?;
+        self.flow(Traffic::flows)?;
         let (start, first) = (Instant::now(), self.traffic.moved());
         self.flow(|traffic| traffic.moved() >= first + lines)?;
         Ok((self.traffic.moved() - first) as f64 / start.elapsed().as_secs_f64())
     }
 
+    fn hold(&mut self) -> Result<()> {
+        self.traffic.hold(&mut self.rig.terminal);
+        self.flow(Traffic::is_held)
+    }
+
     fn flow(&mut self, done: impl FnMut(&Traffic) -> bool) -> Result<()> {
-        let Run { rig, traffic, .. } = self;
+        let Pair { rig, traffic } = self;
         match traffic.run(&mut rig.terminal, SILENCE, done) {
             Ok(Turn::Open) => Ok(()),
             Ok(Turn::Closed) => {
@@ -138,67 +126,101 @@ impl Run<'_> {
             }
             Err(error) => {
                 let status = rig.pmm().and_then(|pmm| pmm.status());
-                Err(error).with_context(|| {
-                    format!("the pmm says: {}", status.map_or_else(|e| e.to_string(), |s| s.to_string()))
-                })
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                Err(error).with_context(|| format!("the pmm says: {status}"))
             }
         }
+    }
+}
+
+struct Run<'t> {
+    mortal: Pair<'t>,
+    twin: Pair<'t>,
+    dice: Dice,
+    /// Lines of an interval.
+    lines: u64,
+    /// Lines per second between restarts, and the twin's.
+    pairs: Vec<(f64, f64)>,
+    recoveries: Vec<(Event, Duration)>,
+    /// How many greetings there are when the present guest has said its own.
+    greeted: u64,
+}
+
+impl Run<'_> {
+    /// Chooses how many lines an interval has. The twin is held afterwards.
+    fn calibrate(&mut self, interval_ms: u64) -> Result<()> {
+        // Doubled until it is long enough: what waits in sockets makes short ones seem fast.
+        self.lines = 1000;
+        loop {
+            let rate = self.twin.interval(self.lines)?;
+            if self.lines as f64 / rate * 1000.0 >= interval_ms as f64 {
+                break;
+            }
+            self.lines *= 2;
+        }
+        self.twin.hold()?;
+        Ok(())
     }
 
     fn all(&mut self, events: &[Event]) -> Result<()> {
         for (number, &event) in events.iter().enumerate() {
-            self.one(event)
-                .with_context(|| format!("event {number} of {}, {}", events.len(), event.name()))?;
-            if number % 10 == 9 {
-                for _ in 0..3 {
-                    let rate = self.interval(self.lines)?;
-                    self.undisturbed.push(rate);
-                }
-            }
+            let one = self.one(event);
+            one.with_context(|| format!("event {number} of {}, {}", events.len(), event.name()))?;
         }
+        self.recovered()
+    }
+
+    /// An interval, and one of the twin.
+    fn pair(&mut self) -> Result<()> {
+        let between = self.mortal.interval(self.lines)?;
+        self.mortal.hold()?;
+        self.twin.traffic.resume(&mut self.twin.rig.terminal);
+        let undisturbed = self.twin.interval(self.lines)?;
+        self.twin.hold()?;
+        self.mortal.traffic.resume(&mut self.mortal.rig.terminal);
+        self.pairs.push((between, undisturbed));
         Ok(())
     }
 
     /// An interval, and then a restart. One restart in four comes before the last one is over, where that is possible.
     fn one(&mut self, event: Event) -> Result<()> {
-        if self.traffic.flows() {
-            let rate = self.interval(self.lines)?;
-            self.between.push(rate);
+        if self.mortal.traffic.flows() && self.mortal.traffic.counts().greetings >= self.greeted {
+            self.pair()?;
             // The restart comes anywhere in the traffic, not when an interval ends.
-            let more = self.traffic.moved() + self.dice.roll(self.lines / 4);
-            self.flow(|traffic| traffic.moved() >= more)?;
+            let more = self.mortal.traffic.moved() + self.dice.roll(self.lines / 4);
+            self.mortal.flow(|traffic| traffic.flows() && traffic.moved() >= more)?;
         }
-        self.rig.check()?;
+        self.mortal.rig.check()?;
         let start = Instant::now();
         match event {
             Event::Reboot => {
                 // Only a shell that listens can be told.
                 self.recovered()?;
                 self.expect_greeting();
-                self.rig.terminal.send(b"\x03\x15reboot\r");
+                self.mortal.rig.terminal.send(b"\x03\x15reboot\r");
             }
             Event::Pmm => {
-                self.rig.kill_pmm()?;
+                self.mortal.rig.kill_pmm()?;
                 self.rest()?;
                 self.start_pmm()?;
             }
             Event::Guest => {
-                self.rig.guest.kill()?;
+                self.mortal.rig.guest.kill()?;
                 self.expect_greeting();
-                self.rig.guest.start()?;
+                self.mortal.rig.guest.start()?;
             }
             Event::Both => {
-                self.rig.guest.strike();
-                self.rig.pmm.iter_mut().for_each(|pmm| pmm.strike());
-                self.rig.guest.kill()?;
-                self.rig.kill_pmm()?;
+                self.mortal.rig.guest.strike();
+                self.mortal.rig.pmm.iter_mut().for_each(|pmm| pmm.strike());
+                self.mortal.rig.guest.kill()?;
+                self.mortal.rig.kill_pmm()?;
                 self.rest()?;
                 self.expect_greeting();
                 let pmm_first = self.dice.roll(2) == 0;
                 if pmm_first {
                     self.start_pmm()?;
                 }
-                self.rig.guest.start()?;
+                self.mortal.rig.guest.start()?;
                 if !pmm_first {
                     self.start_pmm()?;
                 }
@@ -212,63 +234,57 @@ impl Run<'_> {
     }
 
     fn expect_greeting(&mut self) {
-        self.greeted = self.traffic.counts().greetings + 1;
+        self.greeted = self.mortal.traffic.counts().greetings + 1;
     }
 
     /// Waits until the present guest has greeted and lines flow.
     fn recovered(&mut self) -> Result<()> {
         let greeted = self.greeted;
-        self.flow(|traffic| traffic.flows() && traffic.counts().greetings >= greeted)
+        self.mortal.flow(|traffic| traffic.flows() && traffic.counts().greetings >= greeted)
     }
 
     /// Reads what the last PMM had written, to its end.
     fn rest(&mut self) -> Result<()> {
-        while self.traffic.run(&mut self.rig.terminal, SILENCE, |_| false)? != Turn::Closed {}
+        while self.mortal.traffic.run(&mut self.mortal.rig.terminal, SILENCE, |_| false)? != Turn::Closed {}
         Ok(())
     }
 
     fn start_pmm(&mut self) -> Result<()> {
-        self.rig.start_pmm()?;
-        self.traffic.reconnected(&mut self.rig.terminal);
+        self.mortal.rig.start_pmm()?;
+        self.mortal.traffic.reconnected(&mut self.mortal.rig.terminal);
         Ok(())
     }
 
     fn share(&self) -> f64 {
-        median(&self.between) / median(&self.undisturbed)
+        median(self.pairs.iter().map(|(between, undisturbed)| between / undisturbed))
     }
 
     fn report(&self) {
-        println!("{:?}", self.traffic.counts());
+        println!("{:?}", self.mortal.traffic.counts());
         for event in Event::ALL {
-            let mut times: Vec<f64> = self
-                .recoveries
-                .iter()
-                .filter(|(of, _)| *of == event)
-                .map(|(_, time)| time.as_secs_f64() * 1000.0)
-                .collect();
-            times.sort_by(f64::total_cmp);
-            if let Some(worst) = times.last() {
+            let times = self.recoveries.iter().filter(|(of, _)| *of == event);
+            let times: Vec<f64> = times.map(|(_, time)| time.as_secs_f64() * 1000.0).collect();
+            if let Some(worst) = times.iter().copied().reduce(f64::max) {
                 println!(
                     "{}: lines flow again after {:.1} ms (median of {}), {worst:.1} ms at worst",
                     event.name(),
-                    median(&times),
+                    median(times.iter().copied()),
                     times.len()
                 );
             }
         }
         println!(
-            "throughput: {:.0} lines/s between restarts ({} intervals), {:.0} undisturbed ({}): {:.0} %",
-            median(&self.between),
-            self.between.len(),
-            median(&self.undisturbed),
-            self.undisturbed.len(),
-            self.share() * 100.0
+            "throughput: {:.0} lines/s between restarts, {:.0} undisturbed; {:.0} % in the median of {} pairs",
+            median(self.pairs.iter().map(|pair| pair.0)),
+            median(self.pairs.iter().map(|pair| pair.1)),
+            self.share() * 100.0,
+            self.pairs.len()
         );
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -53,9 +53,9 @@ pub fn run(tools: &Tools) -> Result<()> {
         let turn = traffic.run(steady, UP, |traffic| traffic.moved() >= first + lines)?;
         ensure!(turn == Turn::Open, "the pmm has gone");
         ensure!(traffic.counts().duplicates == 0, "lines came twice: {:?}", traffic.counts());
-        Ok(lines as f64 / start.elapsed().as_secs_f64())
+        Ok((traffic.moved() - first) as f64 / start.elapsed().as_secs_f64())
     };
-    let lines = tools.scaled(5000);
+    let lines = tools.scaled(200_000);
     let (mut alone, mut meanwhile) = (Vec::new(), Vec::new());
     for kill in 0..tools.scaled(KILLS) {
         alone.push(flow(lines)?);
