@@ -3,6 +3,7 @@
 mod board;
 mod checks;
 mod demo;
+mod e2e;
 
 use anyhow::{Result, bail};
 use std::{cell::OnceCell, time::Instant};
@@ -66,6 +67,57 @@ const TESTS: &[Test] = &[
     },
     Test { name: "demo-host", about: "a script at the shell that is a process", run: demo::host },
     Test { name: "demo-r5", about: "a script at the shell of the emulated Cortex-R5", run: demo::r5 },
+    Test {
+        name: "messages",
+        about: "what pmm says, and its exit codes, when the machine refuses",
+        run: |context| e2e::run(context, "messages"),
+    },
+    Test {
+        name: "order-host",
+        about: "start order does not matter, with the shell as a process",
+        run: |context| e2e::run(context, "order-host"),
+    },
+    Test {
+        name: "order-r5",
+        about: "start order does not matter, with the shell on the board",
+        run: |context| e2e::run(context, "order-r5"),
+    },
+    Test {
+        name: "several",
+        about: "one pmm, two guests: killing one does not disturb the other",
+        run: |context| e2e::run(context, "several"),
+    },
+    Test {
+        name: "plain",
+        about: "an OpenAMP front-end in a process, served through SIGKILLs of the pmm",
+        run: |context| e2e::run(context, "plain"),
+    },
+    Test { name: "idle-host", about: "an idle pmm sleeps", run: |context| e2e::run(context, "idle-host") },
+    Test {
+        name: "idle-r5",
+        about: "an idle pmm sleeps, and so does the board",
+        run: |context| e2e::run(context, "idle-r5"),
+    },
+    Test {
+        name: "proxy-host",
+        about: "16 MiB each way through doorbells that fail, with the shell as a process",
+        run: |context| e2e::run(context, "proxy-host"),
+    },
+    Test {
+        name: "proxy-r5",
+        about: "2 MiB each way through doorbells that fail, with the shell on the board",
+        run: |context| e2e::run(context, "proxy-r5"),
+    },
+    Test {
+        name: "restarts-host",
+        about: "200 reboots, 200 SIGKILLs of the pmm, 200 of the guest, while lines flow both ways",
+        run: |context| e2e::run(context, "restarts-host"),
+    },
+    Test {
+        name: "restarts-r5",
+        about: "50 reboots, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
+        run: |context| e2e::run(context, "restarts-r5"),
+    },
 ];
 
 /// Runs them.

@@ -1,0 +1,33 @@
+//! The end-to-end tests of `tests/e2e`: built here, given the programs and the emulator, and run as one process each.
+
+use anyhow::{Context as _, Result};
+use hvl_test_board::Launch;
+use std::{env, process::Command};
+
+use super::Context;
+use crate::{paths, process, tied};
+
+/// Runs one by its name.
+pub fn run(context: &Context, name: &str) -> Result<()> {
+    let board = name.ends_with("-r5");
+    let target = paths::host_target();
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.current_dir(paths::root()).env("CARGO_TARGET_DIR", &target);
+    build.args(["build", "--quiet", "--release", "--bins"]);
+    build.args(["--package", "hvl-pmm", "--package", "hvl-guest-host", "--package", "hvl-e2e"]);
+    process::run(&mut build)?;
+    let programs = target.join("release");
+    let mut test = Command::new(programs.join("hvl-e2e"));
+    test.args(["run", name]).arg("--work").arg(paths::run_dir("e2e"));
+    test.arg("--pmm").arg(programs.join("pmm")).arg("--host-shell").arg(programs.join("host-shell"));
+    if board {
+        let tools = context.tools()?;
+        test.arg("--firmware").arg(tools.toolchain.build("r5-shell")?);
+        let emulator = tools.emulator.command();
+        test.arg("--").arg(emulator.get_program()).args(emulator.get_args());
+    }
+    process::run(&mut tied::tie(&test, tied::Death::Kill)?).with_context(|| {
+        let with = if board { "the board" } else { "the shell as a process" };
+        format!("{name}, with {with}: see above; logs are in {}", paths::run_dir("e2e").join(name).display())
+    })
+}
