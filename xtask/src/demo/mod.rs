@@ -43,6 +43,8 @@ pub struct Options {
 pub enum Firmware {
     /// One loop, with every command.
     R5Shell,
+    /// Tasks on embassy's executor, with the commands that show them.
+    R5Async,
 }
 
 impl Firmware {
@@ -50,6 +52,7 @@ impl Firmware {
     pub const fn package(self) -> &'static str {
         match self {
             Firmware::R5Shell => "r5-shell",
+            Firmware::R5Async => "r5-async",
         }
     }
 }
@@ -69,6 +72,7 @@ impl Guest {
         match self {
             Guest::Host => "host",
             Guest::Emulated(Firmware::R5Shell) => "r5",
+            Guest::Emulated(Firmware::R5Async) => "r5-async",
         }
     }
 }
@@ -126,12 +130,17 @@ fn play(built: &Built, script: &Script, limit: Duration, out: &mut dyn io::Write
 
 /// Lets the user type.
 fn sit_at(built: &Built) -> Result<()> {
+    let found =
+        rustix::termios::tcgetattr(io::stdin()).context("the terminal cannot be asked how it is set")?;
     let mut running = start::start(built)?;
     let mut pmm = running.pmm()?;
     // Messages in the middle of a line help nobody; `pmm status` tells more.
     pmm.args(["--log-level", "warn"]);
     eprintln!("demo: from another terminal, 'target/release/pmm status' shows the link");
     let status = start::Child::start(&mut pmm)?.wait()?;
+    // The pmm does so itself, unless it was killed.
+    let restored = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &found);
+    restored.context("the terminal cannot be set back; 'stty sane' does it")?;
     running.end(status.success());
     if !status.success() {
         bail!("pmm ended with {status}; logs are in {}", running.folder().display());

@@ -25,6 +25,18 @@ pub fn r5(context: &Context) -> Result<()> {
     differ(&random(&transcript)?, &random(&play()?)?)
 }
 
+/// The same devices as tasks of an executor.
+pub fn r5_async(context: &Context) -> Result<()> {
+    let script = format!("{}\nflood 64K\nline 7\nreboot\necho again\npanic\nrand 100\n", first()?);
+    let guest = Guest::Emulated(Firmware::R5Async);
+    let transcript = demo::transcript(guest, Some(context.tools()?), &script, LIMIT)?;
+    ensure!(transcript.contains("MIDR 0x411fc1"), "this is no Cortex-R5: {transcript}");
+    for line in ["hello", "profile    extended", FLOODED, "got 7", "again"] {
+        ensure!(transcript.lines().any(|said| said == line), "{line:?} is missing in {transcript}");
+    }
+    random(&transcript).map(drop)
+}
+
 /// The shell as a process of this machine; no emulator.
 pub fn host(_: &Context) -> Result<()> {
     let script = format!("{}\n{MORE}", first()?);
@@ -37,6 +49,9 @@ pub fn host(_: &Context) -> Result<()> {
 /// Every command that a script can use, beyond those of `first.hvl`; at the end a restart, and again.
 const MORE: &str = "help\nlink\nflood 64K\ncount 1 1000\nline 7\nreboot\necho again\npanic\necho and again\n";
 
+/// What `flood 64K` ends with.
+const FLOODED: &str = "flood: 65536 bytes, CRC-32 fb60082b";
+
 /// The script that is shipped.
 fn first() -> Result<String> {
     let path = paths::guests().join("scripts/first.hvl");
@@ -46,15 +61,7 @@ fn first() -> Result<String> {
 fn check(transcript: &str, name: &str) -> Result<()> {
     let lines: Vec<_> = transcript.lines().collect();
     let said = |line: &str| lines.contains(&line);
-    for line in [
-        "hello",
-        "profile    extended",
-        "flood: 65536 bytes, CRC-32 fb60082b",
-        "n 1000",
-        "got 7",
-        "again",
-        "and again",
-    ] {
+    for line in ["hello", "profile    extended", FLOODED, "n 1000", "got 7", "again", "and again"] {
         ensure!(said(line), "{line:?} is missing in {transcript}");
     }
     let greetings = lines.iter().filter(|line| line.contains(&format!("shell on {name}: "))).count();

@@ -67,6 +67,7 @@ const TESTS: &[Test] = &[
     },
     Test { name: "demo-host", about: "a script at the shell that is a process", run: demo::host },
     Test { name: "demo-r5", about: "a script at the shell of the emulated Cortex-R5", run: demo::r5 },
+    Test { name: "demo-async", about: "the same devices as tasks of an executor", run: demo::r5_async },
     Test {
         name: "messages",
         about: "what pmm says, and its exit codes, when the machine refuses",

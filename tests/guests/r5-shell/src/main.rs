@@ -6,18 +6,16 @@
 #![no_std]
 #![no_main]
 
-mod board;
-
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use board::R5;
 use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
 use hvl_guest_shell::{Next, Shell, text::Text};
 use r5_board::{boot, logln};
+use r5_link::R5;
 use static_cell::ConstStaticCell;
 
 static LINK: LinkStorage<'static> = LinkStorage::NEW;

@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::console::Console;
 use hvl_frontend::device::rng::Rng;
-use hvl_frontend::{Link, LinkState};
+use hvl_frontend::{Board, Link, LinkState};
 use hvl_shared_abi::Mem;
 
 use crate::Machine;
@@ -73,7 +73,7 @@ fn about<B: Machine>(
             let _ = out.write_str("processor  ");
             console.link().board().processor(out)
         }
-        2..=4 => about_link(line, console.link(), out),
+        2..=4 => link_line(line.saturating_sub(2), console.link(), out)?,
         5 => {
             let _ = write!(out, "console    {}", Status(console.status()));
             match console.size() {
@@ -87,21 +87,27 @@ fn about<B: Machine>(
     })
 }
 
-fn about_link<B: Machine>(line: usize, link: &Link<'_, B>, out: &mut dyn fmt::Write) -> fmt::Result {
+/// How the link stands, one line of three; without its end.
+pub fn link_line<B: Board>(
+    line: usize,
+    link: &Link<'_, B>,
+    out: &mut dyn fmt::Write,
+) -> Option<fmt::Result> {
     let (pmm, driver) = link.epochs();
-    match line {
-        2 => match link.state() {
+    Some(match line {
+        0 => match link.state() {
             LinkState::Up => out.write_str("profile    extended"),
             LinkState::Refused(refusal) => write!(out, "profile    none: {refusal}"),
             LinkState::Down | LinkState::Greeting => out.write_str("profile    none: no PMM answers"),
         },
-        3 => write!(out, "epochs     PMM {pmm}, driver {driver}"),
-        _ => {
+        1 => write!(out, "epochs     PMM {pmm}, driver {driver}"),
+        2 => {
             let (region, mem) = (link.board().region(), link.board().mem());
             let attribute = mem.attribute().name();
             write!(out, "memory     {} bytes at {:#010x}, {attribute}", region.len, region.base)
         }
-    }
+        _ => return None,
+    })
 }
 
 /// A device's status in words.

@@ -1,4 +1,9 @@
-//! The board as the frontend and the shell see it.
+//! The board as the frontend and the shell see it: one type, [`R5`], for programs with a main loop, and with the feature
+//! `embassy` an `executor` for programs of tasks.
+#![no_std]
+
+#[cfg(feature = "embassy")]
+pub mod executor;
 
 use core::fmt;
 use core::ptr::NonNull;
