@@ -146,19 +146,36 @@ impl<D: DriverHalf, V: DeviceHalf> World<D, V> {
             Op::Rounds(rounds) => {
                 for round in 0..rounds {
                     self.add(1, 1, 4 + u32::from(round), 0);
-                    self.driver_publish();
-                    while !self.available.is_empty() {
-                        self.take();
-                    }
-                    while !self.taken.is_empty() {
-                        self.complete(0, u32::from(round));
-                    }
-                    self.device_publish();
-                    while !self.used.is_empty() {
-                        self.pop();
-                    }
+                    self.finish();
                 }
             }
+        }
+    }
+
+    /// Serves chains until the available index is `left` before its wrap at 65536.
+    pub fn approach_the_wrap(&mut self, left: u64) {
+        self.finish();
+        while !(self.pops + left).is_multiple_of(1 << 16) {
+            let batch = ((1 << 16) - (self.pops + left) % (1 << 16)).min(SIZE.into());
+            for _ in 0..batch {
+                self.add(1, 0, 1, 0);
+            }
+            self.finish();
+        }
+    }
+
+    /// Brings everything that is under way to its end.
+    fn finish(&mut self) {
+        self.driver_publish();
+        while !self.available.is_empty() {
+            self.take();
+        }
+        while !self.taken.is_empty() {
+            self.complete(0, 7);
+        }
+        self.device_publish();
+        while !self.used.is_empty() {
+            self.pop();
         }
     }
 
