@@ -39,15 +39,16 @@ struct Cli {
     #[arg(long, value_name = "N", conflicts_with = "shmem_file")]
     shmem_fd: Option<RawFd>,
     /// Where in the file the region starts; a multiple of 4096
-    #[arg(long, value_name = "N", default_value = "0", value_parser = number)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = pages)]
     shmem_offset: u64,
     /// Size of the region in bytes; a multiple of 4096
-    #[arg(long, value_name = "N", default_value = "1M", value_parser = number)]
+    #[arg(long, value_name = "N", default_value = "1M", value_parser = pages)]
     shmem_size: u64,
     /// What both sides call the region's address
     #[arg(long, value_name = "A", default_value = "0x10000000", value_parser = number)]
     shmem_addr: u64,
-    /// How the two sides wake each other: unix-stream:PATH[,listen] or unix-dgram:bind=PATH,peer=PATH
+    /// How the two sides wake each other: unix-stream:PATH (unix-stream:PATH,listen to be the side that waits for the
+    /// other) or unix-dgram:bind=PATH,peer=PATH
     #[arg(long, value_name = "DOORBELL")]
     doorbell: bell::Address,
 }
@@ -68,6 +69,12 @@ fn number(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "no number; write it decimal or 0x, with K, M or G".into())
 }
 
+/// A number of bytes in whole pages.
+fn pages(text: &str) -> Result<u64, String> {
+    let bytes = number(text)?;
+    if bytes.is_multiple_of(4096) { Ok(bytes) } else { Err("no multiple of 4096".into()) }
+}
+
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(never) => match never {},
@@ -79,10 +86,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<std::convert::Infallible> {
-    let len = u32::try_from(cli.shmem_size).ok().filter(|len| len.is_multiple_of(4096) && *len != 0);
-    let Some(len) = len else {
-        bail!("--shmem-size {}: write a multiple of 4096 below 4G", cli.shmem_size);
-    };
+    let len = u32::try_from(cli.shmem_size).ok().filter(|len| *len != 0);
+    let Some(len) = len else { bail!("--shmem-size {}: write a size from 4K to below 4G", cli.shmem_size) };
     let region = memory::map(&file(cli)?, cli.shmem_offset, len)?;
     let place = ShmRegion { base: cli.shmem_addr, len };
     let process = Process::new(region, place, Bell::open(&cli.doorbell)?);
@@ -184,6 +189,7 @@ mod tests {
         for text in ["", "K", "-1", "1MB", "0x", "99999999999999999999", "18446744073709551615K"] {
             assert!(number(text).is_err(), "{text}");
         }
+        assert_eq!((pages("8K"), pages("5").is_err()), (Ok(8192), true));
     }
 
     #[test]

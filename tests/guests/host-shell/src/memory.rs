@@ -4,16 +4,13 @@
 use std::fs::File;
 use std::ptr::{self, NonNull};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hvl_shared_abi::{Attribute, Region};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
-/// Maps `len` bytes of `file` from `offset` on, for the rest of this process's life. The file is that long; who cuts it
+/// Maps `len` bytes of `file` from `offset` (whole pages) on, for the rest of this process's life. The file is that long; who cuts it
 /// off under a process that has mapped it kills that process, as taking a board's memory out would.
 pub fn map(file: &File, offset: u64, len: u32) -> Result<Region> {
-    if !offset.is_multiple_of(4096) {
-        bail!("--shmem-offset {offset}: write a multiple of 4096");
-    }
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: with no address asked for, the kernel chooses one that nothing of this process lies at.
     let base = unsafe { mmap(ptr::null_mut(), len as usize, prot, MapFlags::SHARED, file, offset) };
