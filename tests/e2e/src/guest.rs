@@ -154,11 +154,6 @@ impl R5 {
         files.make_memory()?;
         Ok(R5 { words: Words(tools.emulator.clone()), files, board: None })
     }
-
-    /// What the firmware has printed on UART0.
-    pub fn early_log(&self) -> String {
-        self.board.as_ref().map(Board::early_log).unwrap_or_default()
-    }
 }
 
 impl Guest for R5 {

@@ -224,11 +224,6 @@ impl Proxy {
             _ => bail!("the proxy's thread panicked"),
         }
     }
-
-    /// Waits for its end, which nobody will cause: for a proxy that is a program of its own.
-    pub fn forever(mut self) {
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
 }
 
 impl Drop for Proxy {
@@ -268,9 +263,8 @@ impl Work {
 
         let next = self.late.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
         let retry = self.sides.iter().any(|side| side.socket.is_none()).then_some(RETRY);
-        let limit = [next, retry].into_iter().flatten().min().unwrap_or(Duration::MAX);
-        // Rounded up: poll's own precision is a millisecond on old kernels, and a ring may always be later.
-        let limit = limit.min(Duration::from_secs(3600));
+        // With nothing late and both there, only a ring or the end wakes it; an hour stands for "for ever".
+        let limit = [next, retry].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600));
         let mut fds = vec![stopped];
         fds.extend(self.sides.iter().filter_map(|side| side.socket.as_ref().map(Socket::as_fd)));
         if wait(&fds, None, limit).is_err() || wait(&[stopped], None, Duration::ZERO).unwrap_or(true) {

@@ -59,11 +59,6 @@ impl Terminal {
         self.outgoing.clear();
     }
 
-    /// Whether it is connected.
-    pub fn is_open(&self) -> bool {
-        self.stream.is_some()
-    }
-
     /// Sends bytes as soon as there is room.
     pub fn send(&mut self, bytes: &[u8]) {
         self.outgoing.extend(bytes);
@@ -161,14 +156,6 @@ impl Terminal {
             Some(said) if said.is_empty() || said.ends_with('\n') => Ok(said.into()),
             _ => bail!("'{line}' failed: {said}"),
         }
-    }
-
-    /// The next whole line, without its end.
-    pub fn line(&mut self) -> Option<Vec<u8>> {
-        let end = self.incoming.iter().position(|&byte| byte == b'\n')?;
-        let mut line: Vec<u8> = self.incoming.drain(..=end).collect();
-        line.pop();
-        Some(line)
     }
 
     /// Takes all whole lines.

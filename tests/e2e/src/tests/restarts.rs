@@ -31,7 +31,7 @@ pub struct Plan {
 /// With the shell as a process.
 pub const HOST: Plan = Plan { reboots: 200, pmms: 200, guests: 200, both: 20, interval_ms: 15 };
 /// With the shell on the board.
-pub const R5: Plan = Plan { reboots: 50, pmms: 50, guests: 10, both: 5, interval_ms: 250 };
+pub const R5: Plan = Plan { reboots: 50, pmms: 50, guests: 10, both: 5, interval_ms: 120 };
 
 /// Seconds without a line that are too many.
 const SILENCE: u64 = 60;
@@ -191,11 +191,12 @@ impl Run<'_> {
             self.mortal.flow(|traffic| traffic.flows() && traffic.moved() >= more)?;
         }
         self.mortal.rig.check()?;
-        let start = Instant::now();
+        let mut start = Instant::now();
         match event {
             Event::Reboot => {
                 // Only a shell that listens can be told.
                 self.recovered()?;
+                start = Instant::now();
                 self.expect_greeting();
                 self.mortal.rig.terminal.send(b"\x03\x15reboot\r");
             }
