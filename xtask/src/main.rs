@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a newcomer or CI needs, as one command each. This file only dispatches.
 
 mod demo;
+mod map;
 mod mutants;
 mod paths;
 mod process;
@@ -30,6 +31,8 @@ enum Command {
     ///
     /// Everything is kept under target/ and nothing needs root. The other commands do this by themselves.
     Setup,
+    /// Draw docs/memory-map.svg: what lies where in the region.
+    Map,
     /// Plant faults, one at a time, and see whether the tests notice.
     Mutants(mutants::Options),
     /// Build the firmware and print what the link costs in it; fails above the limit.
@@ -44,6 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(options) => demo::run(&options),
+        Command::Map => map::run(),
         Command::Mutants(options) => mutants::run(&options),
         Command::Setup => setup::run(),
         Command::Size(options) => size::run(&options),

@@ -54,7 +54,22 @@ const TESTS: &[Test] = &[
         about: "every fault of tests/mutants.toml can still be planted",
         run: |_| crate::mutants::check(),
     },
+    Test {
+        name: "map",
+        about: "the picture of the region is the one that the code draws",
+        run: |_| crate::map::check(),
+    },
+    Test {
+        name: "sim",
+        about: "10,000 seeds of the simulator; every shared access is one at which a side has died",
+        run: checks::simulator,
+    },
     Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
+    Test {
+        name: "size",
+        about: "console and entropy cost at most 8 KiB of text",
+        run: |_| crate::size::check(),
+    },
     Test {
         name: "device-half",
         about: "the PMM's state machine with console and rng compiles for the Cortex-R5 without std",
