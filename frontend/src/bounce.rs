@@ -230,6 +230,10 @@ pub(crate) struct Queue<'s> {
     acknowledged: u64,
     /// Goes up when the blocks move: a held one is gone.
     layout: u32,
+    /// A call was turned away for want of a completion, and since then one has come of which its caller does not
+    /// know: it was taken out of the ring on behalf of another call, so no doorbell and no ring will tell.
+    turned_away: bool,
+    news: bool,
 }
 
 impl<'s> Queue<'s> {
@@ -249,6 +253,8 @@ impl<'s> Queue<'s> {
         cursor: 0,
         acknowledged: 0,
         layout: 0,
+        turned_away: false,
+        news: false,
     };
 
     /// A queue with this storage, of which at most `most` blocks are made of the pool.
@@ -359,6 +365,7 @@ impl<'s> Queue<'s> {
                 }
             };
             list.push(self.buffers, block);
+            self.tell();
         }
         Ok(found)
     }
@@ -407,9 +414,22 @@ impl<'s> Queue<'s> {
     pub fn publish<M: Mem>(&mut self, m: &M) -> bool {
         self.ring.publish(m)
     }
-    /// Asks for a doorbell at the next completion. `true`: there is one already.
+    /// Asks for a doorbell at the next completion. `true`: there is one already, or there was one of which the caller
+    /// that waits for it has not heard.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
-        self.is_there() && self.ring.arm(m)
+        core::mem::take(&mut self.news) | (self.is_there() && self.ring.arm(m))
+    }
+    /// The device does not run, so whoever asks is turned away.
+    pub fn turn_away(&mut self) {
+        self.turned_away = true;
+    }
+    /// What callers were turned away for may be possible now.
+    pub fn tell(&mut self) {
+        self.news |= self.turned_away;
+    }
+    /// Notes what a caller was told: that it has to wait, or that it need not.
+    fn told(&mut self, to_wait: bool) {
+        (self.turned_away, self.news) = (to_wait, false);
     }
     /// Whether something is in flight that the device should answer by itself.
     pub fn expects(&self) -> bool {
@@ -447,15 +467,18 @@ impl<'s> Queue<'s> {
         self.layout
     }
     /// Whether a block is free.
-    pub fn has_free(&self) -> bool {
+    pub fn has_free(&mut self) -> bool {
+        self.turned_away |= self.free.is_empty();
         !self.free.is_empty()
     }
     /// Whether something waits to be read.
-    pub fn has_ready(&self) -> bool {
+    pub fn has_ready(&mut self) -> bool {
+        self.turned_away |= self.ready.is_empty();
         !self.ready.is_empty()
     }
     /// Whether nothing is in flight.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
+        self.turned_away |= !self.flight.is_empty();
         self.flight.is_empty()
     }
     /// Bytes that were transmitted and acknowledged.
@@ -484,6 +507,7 @@ impl<'s> Queue<'s> {
                 self.free.push(self.buffers, block);
             }
         }
+        self.told(done == 0);
         done
     }
 
@@ -496,6 +520,7 @@ impl<'s> Queue<'s> {
             self.post(m, block, chunk.len() as u32);
             done = done.wrapping_add(chunk.len());
         }
+        self.told(done < bytes.len());
         done
     }
 

@@ -439,6 +439,35 @@ fn sleep_is_safe_only_after_everything_was_looked_at() {
 }
 
 #[test]
+fn a_caller_that_was_turned_away_is_told_what_came_while_another_call_was_made() {
+    let board = TestBoard::new();
+    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
+    let mut pmm = Pmm::start(&board);
+    assert_eq!(console.write(b"early"), Err(NotNow::LinkDown));
+    settle(&mut pmm, &link);
+    pmm.look();
+    assert!(link.prepare_sleep(), "the console runs now");
+    assert!(!link.prepare_sleep(), "said once");
+    // Input that a flush takes out of the ring.
+    assert_eq!(console.read(&mut [0; 4]), Err(NotNow::WouldBlock));
+    pmm.input.extend(b"x");
+    pmm.look();
+    rng.poll();
+    assert_eq!(console.flush(), Ok(()));
+    assert!(link.prepare_sleep(), "there is something to read");
+    assert_eq!(console.read(&mut [0; 4]), Ok(1));
+    assert!(!link.prepare_sleep(), "its reader knows");
+    // An acknowledgement that a read takes out of the ring.
+    assert_eq!(console.write(b"y"), Ok(1));
+    assert_eq!(console.flush(), Err(NotNow::WouldBlock));
+    pmm.look();
+    rng.poll();
+    assert_eq!(console.read(&mut [0; 4]), Err(NotNow::WouldBlock));
+    assert!(link.prepare_sleep(), "the flush is over");
+    assert_eq!(console.flush(), Ok(()));
+}
+
+#[test]
 fn the_pmm_is_told_that_a_bell_was_heard_only_when_every_task_has_looked() {
     let board = TestBoard::new();
     let (link, mut rng, mut console) = open(&board, InFlight::Resend);

@@ -117,10 +117,11 @@ impl<'s, B: Board> Console<'s, B> {
     pub fn flush(&mut self) -> Result<(), NotNow> {
         let mut cell = self.enter()?;
         let runs = cell.runs();
-        match cell.queue(TRANSMIT) {
-            Some(queue) if queue.is_quiet() => Ok(()),
-            _ if runs => Err(NotNow::WouldBlock),
-            _ => Err(NotNow::LinkDown),
+        let quiet = cell.queue(TRANSMIT).is_some_and(|queue| queue.is_quiet());
+        match (quiet, runs) {
+            (true, _) => Ok(()),
+            (false, true) => Err(NotNow::WouldBlock),
+            (false, false) => Err(NotNow::LinkDown),
         }
     }
 
@@ -161,7 +162,8 @@ impl<'s, B: Board> Console<'s, B> {
         let runs = cell.runs();
         let Some(queue) = cell.queue(TRANSMIT).filter(|_| runs) else { return Err(NotNow::LinkDown) };
         let held = self.held.take().filter(|&(_, layout)| layout == queue.layout());
-        let Some(block) = held.map(|(block, _)| block).or_else(|| queue.take()) else {
+        let take = |queue: &mut Queue<'s>| if queue.has_free() { queue.take() } else { None };
+        let Some(block) = held.map(|(block, _)| block).or_else(|| take(queue)) else {
             return Err(NotNow::WouldBlock);
         };
         let (layout, room) = (queue.layout(), queue.extent(block).len);

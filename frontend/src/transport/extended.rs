@@ -101,7 +101,12 @@ impl<'s> Cell<'s> {
     }
     /// A queue; a device asks only for its own.
     pub fn queue(&mut self, index: usize) -> Option<&mut Queue<'s>> {
-        self.queues.get_mut(index)
+        let runs = self.runs();
+        let queue = self.queues.get_mut(index)?;
+        if !runs {
+            queue.turn_away();
+        }
+        Some(queue)
     }
 
     /// Makes everything that was posted visible, and rings if the PMM wants it.
@@ -205,6 +210,7 @@ impl<'s> Cell<'s> {
                 if state == DeviceState::Running && !self.runs() {
                     self.status = DeviceStatus::Running;
                     self.alarm.clear();
+                    self.queues.iter_mut().for_each(Queue::tell);
                 }
                 let (sound, completed) = self.harvest(link);
                 if completed {
