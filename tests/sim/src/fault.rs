@@ -58,8 +58,9 @@ faults! {
     PmmSecondLook = "pmm-no-second-look";
     /// The guest does not.
     GuestSecondLook = "guest-no-second-look";
-    /// The PMM does not compare DriverReady with the epoch.
-    ReadyNotCompared = "driver-ready-not-compared";
+    /// A hello leaves DriverReady as it is, and the PMM does not compare it with the epoch. (Either alone is covered by
+    /// the other.)
+    OldReady = "old-driver-ready-is-served";
     /// The guest takes any EpochSeen for the answer to its hello.
     SeenNotCompared = "epoch-seen-not-compared";
     /// The guest never notices another PMM.
@@ -107,7 +108,7 @@ impl Fault {
             Fault::AdoptBeforeDrain => &["used.index", ".DeviceReady"],
             Fault::PmmSecondLook => &["avail.index"],
             Fault::GuestSecondLook | Fault::UsedIndexKept => &["used.index"],
-            Fault::ReadyNotCompared => &[".DriverReady"],
+            Fault::OldReady => &[".DriverReady"],
             Fault::SeenNotCompared => &["EpochSeen"],
             Fault::PmmEpochNotCompared | Fault::PmmEpochRepeats => &["PmmEpoch"],
             Fault::EpochRepeats => &["DriverEpoch"],
@@ -150,6 +151,7 @@ impl Fault {
             {
                 Twist::Later(200)
             }
+            (Fault::OldReady, Side::Guest) if value == 0 => Twist::Skip(0),
             (Fault::PmmBellLost, Side::Pmm) if register && at == reg::PMM_BELL => Twist::Skip(0),
             (Fault::DriverBellLost, Side::Guest) if register && at == reg::DRIVER_BELL => Twist::Skip(0),
             (Fault::DriverSeenLost, Side::Guest) if register && at == reg::DRIVER_SEEN => Twist::Skip(0),
@@ -169,7 +171,7 @@ impl Fault {
             (Fault::GuestSecondLook, Side::Guest) if look.after_settle && name.ends_with("used.index") => {
                 Twist::Skip(look.before)
             }
-            (Fault::ReadyNotCompared, Side::Pmm) if name.ends_with(".DriverReady") && look.truth != 0 => {
+            (Fault::OldReady, Side::Pmm) if name.ends_with(".DriverReady") && look.truth != 0 => {
                 Twist::Skip(look.epoch)
             }
             (Fault::SeenNotCompared, Side::Guest) if register && at == reg::EPOCH_SEEN => {

@@ -49,6 +49,9 @@ pub fn run(seed: u64, fault: Option<Fault>, coverage: &mut Coverage, lines: usiz
         Err(error) => unreachable!("the largest plan fits into the region: {error}"),
     };
     world::install(World::new(plan, layout, REGION, std::mem::take(coverage)));
+    if verbose {
+        world::with(|world| world.trace.keep_all());
+    }
     let mut sides = Sides { threads: [None, None], state: [State::Dead(0), State::Dead(0)], deaths: 0 };
     let ran = catch_unwind(AssertUnwindSafe(|| sides.all()));
     if let Err(panic) = ran {
@@ -180,6 +183,8 @@ impl Sides {
             }
             self.fate();
             self.turn();
+            let asleep = self.state.map(|state| matches!(state, State::Sleeps(_)));
+            world::with(|world| world.asleep = asleep);
         }
     }
 
@@ -296,9 +301,9 @@ impl World {
         let start = self.start;
         self.chores.done(self.host.output(start)) && self.host.all_arrived(start) && self.host.all_read()
     }
-    /// Neither side has a bell of the other that it has not acted on, and none is on its way.
+    /// Both sleep, neither has a bell of the other that it has not acted on, and none is on its way.
     pub fn all_seen(&mut self) -> bool {
-        if self.bells_on_their_way() {
+        if self.bells_on_their_way() || self.asleep != [true; 2] {
             return false;
         }
         let word = |register| self.memory.truth(Window::LINK.at(register));

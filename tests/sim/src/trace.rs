@@ -26,11 +26,21 @@ enum Line {
     Note(u64, Side, &'static str),
 }
 
+impl Line {
+    fn side(self) -> Side {
+        match self {
+            Line::Access(entry) => entry.side,
+            Line::Note(_, side, _) => side,
+        }
+    }
+}
+
 /// The last lines, and the hash of all.
 pub struct Trace {
     lines: Vec<Line>,
     next: usize,
     hash: u64,
+    all: bool,
 }
 
 /// Lines that are kept.
@@ -38,13 +48,13 @@ const KEPT: usize = 1 << 16;
 
 impl Default for Trace {
     fn default() -> Self {
-        Trace { lines: Vec::new(), next: 0, hash: 0xcbf2_9ce4_8422_2325 }
+        Trace { lines: Vec::new(), next: 0, hash: 0xcbf2_9ce4_8422_2325, all: false }
     }
 }
 
 impl Trace {
     fn push(&mut self, line: Line) {
-        if self.lines.len() < KEPT {
+        if self.all || self.lines.len() < KEPT {
             self.lines.push(line);
         } else {
             self.lines[self.next] = line;
@@ -71,12 +81,31 @@ impl Trace {
     pub fn hash(&self) -> u64 {
         self.hash
     }
-    /// The last `count` lines in words.
+    /// Keeps every line from now on.
+    pub fn keep_all(&mut self) {
+        self.all = true;
+    }
+    /// The last `count` lines in words; if one side has been silent for all of them, half of them are those around
+    /// its last word.
     pub fn lines(&self, map: &Map, count: usize) -> Vec<String> {
         let kept = self.lines.len();
-        let first = if kept < KEPT { 0 } else { self.next };
-        let ordered = (0..kept).map(|i| self.lines[(first + i) % kept.max(1)]);
-        ordered.skip(kept.saturating_sub(count)).map(|line| Self::line(map, line)).collect()
+        let first = if self.all || kept < KEPT { 0 } else { self.next };
+        let line = |i: usize| self.lines[(first + i) % kept.max(1)];
+        let words = |range: std::ops::Range<usize>| range.map(|i| Self::line(map, line(i)));
+        let start = kept.saturating_sub(count);
+        let last_word =
+            Side::BOTH.iter().filter_map(|side| (0..kept).rfind(|i| line(*i).side() == *side)).min();
+        match last_word.filter(|last| *last < start) {
+            None => words(start..kept).collect(),
+            Some(last) => {
+                let (half, end) = (count / 2, (last + 10).min(kept));
+                let before = words(end.saturating_sub(half)..end);
+                before
+                    .chain(["              ...".to_string()])
+                    .chain(words(kept - half.min(kept)..kept))
+                    .collect()
+            }
+        }
     }
     fn line(map: &Map, line: Line) -> String {
         let time = |now: u64| format!("{:>13.3} us", now as f64 / 1000.0);

@@ -205,6 +205,8 @@ pub struct World {
     twist: Twisted,
     /// The PMM is asked to end in good order.
     pub shut_down: bool,
+    /// Which sides sleep.
+    pub asleep: [bool; 2],
     /// Which start of the guest this is, and what it still has to do.
     pub start: usize,
     /// What it still has to do.
@@ -276,6 +278,7 @@ impl World {
             target: plan.target,
             twist: Twisted { about, ..Twisted::default() },
             shut_down: false,
+            asleep: [false; 2],
             start: 0,
             chores: Chores::default(),
             silence: None,
@@ -306,6 +309,9 @@ impl World {
         self.bells[i].pending = false;
         self.twist.loaded[i].clear();
         self.twist.settled[i] = false;
+        if side == Side::Guest {
+            self.memory.greeted = 0;
+        }
         self.note(side, "starts");
     }
 
@@ -507,6 +513,7 @@ impl World {
     fn watch(&mut self, side: Side, at: u32, value: u32) {
         if at == Window::LINK.at(reg::DRIVER_EPOCH) && side == Side::Guest {
             self.host.greeted(value);
+            self.memory.greeted = value;
         } else if side == Side::Pmm && self.memory.map.place(at).device == 1 {
             let console = Window::of(1).map_or(0, |window| window.at(reg::DEVICE_READY));
             if at == console {

@@ -72,6 +72,8 @@ pub struct Memory {
     buffers: [StoreBuffer; 2],
     caches: [Cache; 2],
     history: History,
+    /// The epoch with which the guest that lives has said hello; 0 before it has.
+    pub greeted: u32,
     /// What went wrong at a store, if something did.
     pub violation: Option<String>,
 }
@@ -83,7 +85,7 @@ impl Memory {
         let history = History::new(words.len());
         let buffers = [StoreBuffer::default(), StoreBuffer::default()];
         let caches = LINES.map(Cache::new);
-        Memory { map, kind, words, buffers, caches, history, violation: None }
+        Memory { map, kind, words, buffers, caches, history, greeted: 0, violation: None }
     }
 
     /// Its length in bytes.
@@ -273,7 +275,9 @@ impl Memory {
         let (pmm, driver, seen) = (link(reg::PMM_EPOCH), link(reg::DRIVER_EPOCH), link(reg::EPOCH_SEEN));
         let device_ready = self.truth(window.at(reg::DEVICE_READY));
         let driver_ready = self.truth(window.at(reg::DRIVER_READY));
-        if pmm & 1 == 0 && seen == driver && driver != 0 && device_ready == 0 && driver_ready != driver {
+        // An epoch whose guest is dead is nobody's set-up.
+        let set_up = pmm & 1 == 0 && seen == driver && driver != 0 && driver == self.greeted;
+        if set_up && device_ready == 0 && driver_ready != driver {
             self.violate(format!(
                 "a store of the PMM reached {} after EpochSeen said that epoch {driver} finds it clean",
                 self.map.name(at)
