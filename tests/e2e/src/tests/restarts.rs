@@ -2,7 +2,7 @@
 //!
 //! Throughput is compared with a twin: the same guest with the same PMM, which nobody disturbs. After each restart, as
 //! soon as everything is up, lines flow for an interval, whose number of lines was chosen once so that it lasts long
-//! enough to be measured; at once after it, the twin has an interval of as many lines, with the other held. So a busy
+//! enough to be measured; at once before or after it, the twin has one of as many lines, with the other held. So a busy
 //! machine slows both alike, and the median of the pairs' ratios is what is compared. Where it falls short, it is
 //! measured once more, and that decides.
 
@@ -117,6 +117,10 @@ impl<'t> Pair<'t> {
         self.flow(Traffic::is_held)
     }
 
+    fn resume(&mut self) {
+        self.traffic.resume(&mut self.rig.terminal);
+    }
+
     fn flow(&mut self, done: impl FnMut(&Traffic) -> bool) -> Result<()> {
         let Pair { rig, traffic } = self;
         match traffic.run(&mut rig.terminal, SILENCE, done) {
@@ -170,14 +174,19 @@ impl Run<'_> {
         self.recovered()
     }
 
-    /// An interval, and one of the twin.
+    /// An interval, and one of the twin, in either order. The mortal's lines flow before and afterwards.
     fn pair(&mut self) -> Result<()> {
-        let between = self.mortal.interval(self.lines)?;
+        let twin_first = self.dice.roll(2) == 0;
+        let first = if twin_first { None } else { Some(self.mortal.interval(self.lines)?) };
         self.mortal.hold()?;
-        self.twin.traffic.resume(&mut self.twin.rig.terminal);
+        self.twin.resume();
         let undisturbed = self.twin.interval(self.lines)?;
         self.twin.hold()?;
-        self.mortal.traffic.resume(&mut self.mortal.rig.terminal);
+        self.mortal.resume();
+        let between = match first {
+            Some(first) => first,
+            None => self.mortal.interval(self.lines)?,
+        };
         self.pairs.push((between, undisturbed));
         Ok(())
     }
