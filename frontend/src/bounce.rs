@@ -20,9 +20,10 @@ use hvl_shared_abi::ring::split::DriverSlot;
 use hvl_shared_abi::ring::{DriverRing, RingFault, Segment};
 use hvl_shared_abi::{Features, Mem, QueuePlace};
 
+use crate::link::Count;
+
 /// Largest block: more gains nothing, and PMMs complete a block as a whole.
 pub(crate) const MAX_BLOCK: u32 = 4096;
-const NONE: u16 = u16::MAX;
 
 /// What becomes of output that was in flight when the other side restarted: nobody can know whether it arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub enum InFlight {
 /// Record of one block of a queue, and of one descriptor: as many as the queue has entries.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffer {
-    /// The next block of the same list.
+    /// The next block of the same list; the last one's is the first.
     next: u16,
     /// Which block the chain of this index carries.
     carried: u16,
@@ -47,7 +48,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// A record that no queue uses yet.
-    pub const NEW: Buffer = Buffer { next: NONE, carried: NONE, len: 0 };
+    pub const NEW: Buffer = Buffer { next: 0, carried: 0, len: 0 };
 }
 
 /// The caller's storage of one queue of at most `N` entries.
@@ -142,54 +143,56 @@ impl core::fmt::Display for Unfit {
 
 impl core::error::Error for Unfit {}
 
-/// A list of blocks through [`Buffer::next`].
+/// A list of blocks, a circle through [`Buffer::next`].
 #[derive(Clone, Copy, Debug)]
 struct List {
-    first: u16,
+    /// The last block and one; 0 where there is none, so that storage that nobody uses yet is all zeros.
     last: u16,
 }
 
 impl List {
-    const EMPTY: List = List { first: NONE, last: NONE };
+    const EMPTY: List = List { last: 0 };
 
     fn is_empty(self) -> bool {
-        self.first == NONE
+        self.last == 0
     }
+    fn last(self) -> u16 {
+        self.last.wrapping_sub(1)
+    }
+    fn first(self, buffers: &[Buffer]) -> Option<u16> {
+        buffers.get(usize::from(self.last())).map(|last| last.next)
+    }
+    #[inline(never)]
     fn push(&mut self, buffers: &mut [Buffer], block: u16) {
+        let first = match buffers.get_mut(usize::from(self.last())) {
+            Some(last) => core::mem::replace(&mut last.next, block),
+            None => block,
+        };
         if let Some(buffer) = buffers.get_mut(usize::from(block)) {
-            buffer.next = NONE;
+            buffer.next = first;
+            self.last = block.wrapping_add(1);
         }
-        match buffers.get_mut(usize::from(self.last)) {
-            Some(last) => last.next = block,
-            None => self.first = block,
-        }
-        self.last = block;
     }
-    fn pop(&mut self, buffers: &[Buffer]) -> Option<u16> {
-        let block = self.first;
-        self.first = buffers.get(usize::from(block))?.next;
-        if self.first == NONE {
-            self.last = NONE;
+    #[inline(never)]
+    fn pop(&mut self, buffers: &mut [Buffer]) -> Option<u16> {
+        self.take_after(buffers, self.last())
+    }
+    fn take_after(&mut self, buffers: &mut [Buffer], before: u16) -> Option<u16> {
+        let block = buffers.get(usize::from(before))?.next;
+        let after = buffers.get(usize::from(block))?.next;
+        if block == self.last() {
+            self.last = if block == before { 0 } else { before.wrapping_add(1) };
         }
+        buffers.get_mut(usize::from(before))?.next = after;
         Some(block)
     }
     /// Takes a block out of the middle. Devices complete in order but for broken ones, so it is the first.
     fn remove(&mut self, buffers: &mut [Buffer], block: u16) {
-        if self.first == block {
-            self.pop(buffers);
-            return;
-        }
-        let mut before = self.first;
+        let mut before = self.last();
         for _ in 0..buffers.len() {
             let Some(next) = buffers.get(usize::from(before)).map(|buffer| buffer.next) else { return };
             if next == block {
-                let after = buffers.get(usize::from(block)).map_or(NONE, |buffer| buffer.next);
-                if let Some(buffer) = buffers.get_mut(usize::from(before)) {
-                    buffer.next = after;
-                }
-                if after == NONE {
-                    self.last = before;
-                }
+                self.take_after(buffers, before);
                 return;
             }
             before = next;
@@ -197,23 +200,12 @@ impl List {
     }
 }
 
-/// What a look at the used ring found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
-    /// Blocks that were completed.
-    pub completed: u16,
-    /// Of these, the ones with an impossible length.
-    pub overlong: u16,
-    /// The ones without data where data was promised.
-    pub empty: u16,
-}
-
 /// One queue with its blocks.
 #[derive(Debug)]
 pub(crate) struct Queue<'s> {
     ring: DriverRing<'s>,
     buffers: &'s mut [Buffer],
-    /// Entries that there is storage for; 0: the device has no such queue.
+    /// Entries that there is storage for.
     entries: u16,
     kind: Kind,
     /// Most blocks to make of the pool.
@@ -230,35 +222,44 @@ pub(crate) struct Queue<'s> {
     acknowledged: u64,
     /// Goes up when the blocks move: a held one is gone.
     layout: u32,
+    /// Blocks that were lost and not yet counted.
+    lost: u16,
     /// A call was turned away for want of a completion, and since then one has come of which its caller does not
     /// know: it was taken out of the ring on behalf of another call, so no doorbell and no ring will tell.
     turned_away: bool,
     news: bool,
 }
 
-impl<'s> Queue<'s> {
-    /// No queue.
-    pub const NONE: Queue<'s> = Queue {
-        ring: DriverRing::idle(nothing()),
-        buffers: nothing(),
-        entries: 0,
-        kind: Kind::Receive,
-        most: 0,
-        at: 0,
-        block: 0,
-        count: 0,
-        free: List::EMPTY,
-        flight: List::EMPTY,
-        ready: List::EMPTY,
-        cursor: 0,
-        acknowledged: 0,
-        layout: 0,
-        turned_away: false,
-        news: false,
-    };
+/// Room for a queue of a device. An `Option` of it would not be all zeros while there is none, and so would cost
+/// firmware as many bytes of its image.
+#[derive(Debug)]
+#[repr(u8)]
+pub(crate) enum Room<'s> {
+    /// The device has no such queue.
+    Empty,
+    /// It has.
+    Taken(Queue<'s>),
+}
 
+impl<'s> Room<'s> {
+    /// Makes a queue with this storage, of which at most `most` blocks are made of the pool.
+    #[inline(never)]
+    pub fn open(&mut self, storage: QueueSlices<'s>, kind: Kind, most: u16) {
+        *self = Room::Taken(Queue::new(storage, kind, most));
+    }
+    /// The queue.
+    #[inline]
+    pub fn queue(&mut self) -> Option<&mut Queue<'s>> {
+        match self {
+            Room::Empty => None,
+            Room::Taken(queue) => Some(queue),
+        }
+    }
+}
+
+impl<'s> Queue<'s> {
     /// A queue with this storage, of which at most `most` blocks are made of the pool.
-    pub fn new(storage: QueueSlices<'s>, kind: Kind, most: u16) -> Queue<'s> {
+    fn new(storage: QueueSlices<'s>, kind: Kind, most: u16) -> Queue<'s> {
         let entries = storage.slots.len().min(storage.buffers.len());
         Queue {
             ring: DriverRing::idle(storage.slots),
@@ -266,20 +267,28 @@ impl<'s> Queue<'s> {
             entries: u16::try_from(entries).unwrap_or(u16::MAX),
             kind,
             most,
-            ..Queue::NONE
+            at: 0,
+            block: 0,
+            count: 0,
+            free: List::EMPTY,
+            flight: List::EMPTY,
+            ready: List::EMPTY,
+            cursor: 0,
+            acknowledged: 0,
+            layout: 0,
+            turned_away: false,
+            news: false,
+            lost: 0,
         }
-    }
-    /// Whether the device has this queue.
-    pub fn is_there(&self) -> bool {
-        self.entries != 0
     }
 
     // --- sessions ---------------------------------------------------------------------------------------------------
 
-    /// Takes the place that a PMM published (checked), and its share of the device's pool. Returns how many blocks
-    /// were lost because the pool has moved.
-    pub fn place(&mut self, place: QueuePlace, base: u64, share: Extent) -> Result<u16, Unfit> {
-        if place.size > self.entries || !self.ring.replace(place, base) {
+    /// Takes the place that a PMM published (checked), and its share of the device's pool. Blocks that are lost
+    /// because the pool has moved are counted at the next [`Queue::start`].
+    #[inline(never)]
+    pub fn place(&mut self, place: &QueuePlace, base: u64, share: Extent) -> Result<(), Unfit> {
+        if place.size > self.entries || !self.ring.replace(*place, base) {
             return Err(Unfit::QueueTooLong { entries: place.size, storage: self.entries });
         }
         let blocks = u32::from(place.size.min(self.most));
@@ -290,26 +299,31 @@ impl<'s> Queue<'s> {
             return Err(Unfit::PoolTooSmall { bytes: share.len });
         }
         if (self.at, self.block, self.count) == (share.at, block, count) {
-            return Ok(0);
+            return Ok(());
         }
         // Another layout: the old blocks may be somebody else's memory by now.
-        let unsent = if self.kind == Kind::Receive { 0 } else { self.length(self.flight) };
-        let lost = self.length(self.ready).saturating_add(unsent);
+        while self.ready.pop(self.buffers).is_some() {
+            self.lost = self.lost.saturating_add(1);
+        }
+        while self.flight.pop(self.buffers).is_some() {
+            self.lost = self.lost.saturating_add(u16::from(self.kind != Kind::Receive));
+        }
         (self.at, self.block, self.count) = (share.at, block, count);
         self.layout = self.layout.wrapping_add(1);
-        (self.free, self.flight, self.ready, self.cursor) = (List::EMPTY, List::EMPTY, List::EMPTY, 0);
+        (self.free, self.cursor) = (List::EMPTY, 0);
         for block in 0..count {
             self.free.push(self.buffers, block);
         }
-        Ok(lost)
+        Ok(())
     }
 
     /// Set-up state: starts the ring for a session, and posts what was in flight, or drops it. Returns how many blocks
     /// were posted again, and how many dropped.
+    #[inline(never)]
     pub fn start<M: Mem>(&mut self, m: &M, features: Features) -> (u16, u16) {
         self.ring.start(m, features);
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
-        let (mut resent, mut dropped) = (0u16, 0u16);
+        let (mut resent, mut dropped) = (0u16, core::mem::take(&mut self.lost));
         while let Some(block) = again.pop(self.buffers) {
             if self.kind == Kind::Transmit(InFlight::Drop) {
                 self.free.push(self.buffers, block);
@@ -324,50 +338,41 @@ impl<'s> Queue<'s> {
         (resent, dropped)
     }
 
-    fn length(&self, list: List) -> u16 {
-        let mut count = 0u16;
-        let mut block = list.first;
-        while let Some(buffer) = self.buffers.get(usize::from(block)).filter(|_| count < self.count) {
-            (count, block) = (count.saturating_add(1), buffer.next);
-        }
-        count
-    }
-
     // --- the ring ---------------------------------------------------------------------------------------------------
 
-    /// Takes every completion out of the ring, at most as many as it has entries.
-    pub fn look<M: Mem>(&mut self, m: &M) -> Result<Found, RingFault> {
-        let mut found = Found::default();
+    /// Takes every completion out of the ring, at most as many as it has entries, and tells `count` of impossible
+    /// lengths. `true`: there was one.
+    pub fn look<M: Mem>(&mut self, m: &M, count: impl Fn(Count)) -> Result<bool, RingFault> {
+        let mut completed = false;
         for _ in 0..self.ring.size() {
             let Some(used) = self.ring.pop(m)? else { break };
             let Some(block) = self.buffers.get(used.token.index()).map(|buffer| buffer.carried) else {
                 break;
             };
             self.flight.remove(self.buffers, block);
-            found.completed = found.completed.wrapping_add(1);
-            found.overlong = found.overlong.wrapping_add(u16::from(used.overlong));
+            completed = true;
+            if used.overlong {
+                count(Count::Overlong);
+            }
             let Some(buffer) = self.buffers.get_mut(usize::from(block)) else { break };
-            let list = match self.kind {
-                Kind::Transmit(_) => {
-                    self.acknowledged = self.acknowledged.saturating_add(u64::from(buffer.len));
-                    &mut self.free
+            let mut list = &mut self.free;
+            if let Kind::Transmit(_) = self.kind {
+                self.acknowledged = self.acknowledged.wrapping_add(u64::from(buffer.len));
+            } else {
+                // A length that cannot be says that the rest cannot be believed either.
+                buffer.len = if used.overlong { 0 } else { used.written };
+                m.invalidate(place(self.at, self.block, block), self.block);
+                if buffer.len == 0 {
+                    count(Count::Empty);
                 }
-                Kind::Receive | Kind::Request { .. } => {
-                    // A length that cannot be says that the rest cannot be believed either.
-                    buffer.len = if used.overlong { 0 } else { used.written };
-                    found.empty = found.empty.wrapping_add(u16::from(buffer.len == 0));
-                    m.invalidate(place(self.at, self.block, block), self.block);
-                    if buffer.len == 0 && self.kind == Kind::Receive {
-                        &mut self.free
-                    } else {
-                        &mut self.ready
-                    }
+                if buffer.len != 0 || self.kind != Kind::Receive {
+                    list = &mut self.ready;
                 }
-            };
+            }
             list.push(self.buffers, block);
             self.tell();
         }
-        Ok(found)
+        Ok(completed)
     }
 
     /// Hands a held block over, with `len` bytes to be read or written.
@@ -417,7 +422,7 @@ impl<'s> Queue<'s> {
     /// Asks for a doorbell at the next completion. `true`: there is one already, or there was one of which the caller
     /// that waits for it has not heard.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
-        core::mem::take(&mut self.news) | (self.is_there() && self.ring.arm(m))
+        core::mem::take(&mut self.news) | (self.ring.size() != 0 && self.ring.arm(m))
     }
     /// The device does not run, so whoever asks is turned away.
     pub fn turn_away(&mut self) {
@@ -491,11 +496,12 @@ impl<'s> Queue<'s> {
     /// Copies what is ready into private memory, and frees the blocks that are used up.
     pub fn read<M: Mem>(&mut self, m: &M, into: &mut [u8]) -> usize {
         let mut done = 0usize;
-        while let Some(len) = self.buffers.get(usize::from(self.ready.first)).map(|buffer| buffer.len) {
+        while let Some(block) = self.ready.first(self.buffers) {
+            let len = self.buffers.get(usize::from(block)).map_or(0, |buffer| buffer.len);
             let rest = into.get_mut(done..).unwrap_or(&mut []);
             let n = (len.saturating_sub(self.cursor) as usize).min(rest.len());
             if let Some(rest) = rest.get_mut(..n) {
-                m.copy_in(place(self.at, self.block, self.ready.first).wrapping_add(self.cursor), rest);
+                m.copy_in(place(self.at, self.block, block).wrapping_add(self.cursor), rest);
             }
             done = done.wrapping_add(n);
             self.cursor = self.cursor.wrapping_add(n as u32);
@@ -533,11 +539,6 @@ impl<'s> Queue<'s> {
             len = len.wrapping_sub(ask);
         }
     }
-}
-
-/// An empty slice that a constant may hold.
-const fn nothing<'a, T>() -> &'a mut [T] {
-    &mut []
 }
 
 /// Where a block lies.

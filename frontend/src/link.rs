@@ -124,6 +124,8 @@ impl core::error::Error for Refusal {}
 
 /// How the link stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+// So that storage that nobody uses yet is all zeros, which costs firmware no bytes of its image.
+#[repr(u8)]
 pub enum LinkState {
     /// No PMM is there, or it is starting.
     #[default]
@@ -205,6 +207,8 @@ struct Epochs {
 
 /// Storage of one link, the caller's; usually a `static`. `'s` is how long the storage of its devices lives.
 #[derive(Debug)]
+// The words before the cells: firmware reaches what is near with shorter instructions.
+#[repr(C)]
 pub struct LinkStorage<'s> {
     attached: AtomicBool,
     /// A bit for each device that has not looked since the doorbell rang.
@@ -301,10 +305,16 @@ impl<'s> LinkStorage<'s> {
 
     /// Window and block of the `ordinal`-th device of a kind.
     pub(crate) fn find(&self, id: DeviceId, ordinal: u8) -> Option<(Window, u32)> {
-        let of_kind =
-            self.list.iter().enumerate().filter(|(_, [kind, _])| kind.load(Ordering::Relaxed) == id.0);
-        let (index, [_, block]) = of_kind.into_iter().nth(usize::from(ordinal))?;
-        Some((Window::of(index)?, block.load(Ordering::Relaxed)))
+        let mut before = 0u8;
+        for (index, [kind, block]) in self.list.iter().enumerate() {
+            if kind.load(Ordering::Relaxed) == id.0 {
+                if before == ordinal {
+                    return Some((Window::of(index)?, block.load(Ordering::Relaxed)));
+                }
+                before = before.wrapping_add(1);
+            }
+        }
+        None
     }
 
     fn is_open(&self, index: usize) -> bool {
@@ -314,6 +324,15 @@ impl<'s> LinkStorage<'s> {
 
 fn bit(index: usize) -> u32 {
     1u32.checked_shl(index as u32).unwrap_or(0)
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut set: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let lowest = set.trailing_zeros();
+        set &= set.checked_sub(1)?;
+        Some(lowest as usize)
+    })
 }
 
 /// A handle on a link. Clone it for every task.
@@ -413,10 +432,8 @@ impl<'s, B: Board> Link<'s, B> {
         if self.storage.open.load(Ordering::Acquire) == 0 && self.step() {
             self.acknowledge(bell);
         }
-        for index in 0..MAX_DEVICES {
-            if self.storage.is_open(index) {
-                self.enter(index, Some(now));
-            }
+        for index in bits(self.storage.open.load(Ordering::Acquire)) {
+            self.enter(index, Some(now));
         }
     }
 
@@ -537,11 +554,7 @@ impl<'s, B: Board> Link<'s, B> {
                 epochs.state = LinkState::Down;
                 s.pmm.store(0, Ordering::Release);
                 // What the PMM completed before it went is good news already; before the hello all cells look again.
-                for cell in &s.cells {
-                    if let Some(mut cell) = cell.try_lock() {
-                        cell.harvest(self);
-                    }
-                }
+                self.harvest(false);
             }
             LinkState::Down => return self.hello(epochs),
             LinkState::Greeting => match epochs.half.adopted(m) {
@@ -571,6 +584,7 @@ impl<'s, B: Board> Link<'s, B> {
         DriverHalf::look(self.mem()) == PmmLook::Present(epochs.refused)
     }
 
+    #[inline(never)]
     fn refuse(&self, epochs: &mut Epochs, pmm: u32, refusal: Refusal) {
         (epochs.state, epochs.refused) = (LinkState::Refused(refusal), pmm);
         self.storage.pmm.store(0, Ordering::Release);
@@ -590,14 +604,9 @@ impl<'s, B: Board> Link<'s, B> {
                 return false;
             }
         };
-        for cell in &s.cells {
-            // Its task is at work on a ring that is about to be cleared. It will see the epoch itself.
-            let Some(mut cell) = cell.try_lock() else {
-                s.blocked.store(true, Ordering::Relaxed);
-                return false;
-            };
-            cell.harvest(self);
-            cell.close();
+        if !self.harvest(true) {
+            s.blocked.store(true, Ordering::Relaxed);
+            return false;
         }
         let [_, words] = &s.last_words;
         words.store(0, Ordering::Release);
@@ -610,6 +619,24 @@ impl<'s, B: Board> Link<'s, B> {
         s.count(Count::Hello, 1);
         s.ring(&self.board);
         true
+    }
+
+    /// Takes what was completed out of every device's rings, and closes them if asked to. `false`: some task is at
+    /// work on a ring that is about to be cleared; it will see the epoch itself.
+    #[inline(never)]
+    fn harvest(&self, close: bool) -> bool {
+        let mut all = true;
+        for cell in &self.storage.cells {
+            let Some(mut cell) = cell.try_lock() else {
+                all = false;
+                continue;
+            };
+            cell.harvest(self);
+            if close {
+                cell.close();
+            }
+        }
+        all
     }
 
     fn note(&self, devices: &DeviceList) {
@@ -667,10 +694,8 @@ impl<'s, B: Board> Link<'s, B> {
     fn rest(&self, devices: u32) -> Instant {
         let s = self.storage;
         let mut until = Instant::NEVER;
-        for index in 0..MAX_DEVICES {
-            if s.is_open(index) && devices & bit(index) != 0 {
-                until = until.min(self.rest_of(index));
-            }
+        for index in bits(s.open.load(Ordering::Acquire) & devices) {
+            until = until.min(self.rest_of(index));
         }
         // Where another task is at the epochs, this one was told so and has a deadline.
         let looked = s.blocked.load(Ordering::Relaxed) || self.has_looked(self.words());

@@ -185,100 +185,144 @@ const fn attribute_word(attribute: Attribute) -> u32 {
     }
 }
 
-/// The directory of an alleged block, each part checked to lie in the region.
-struct Directory<'m, M> {
-    m: &'m M,
-    at: u32,
-    count: u32,
+/// A part of a block that a reader needs.
+struct Part {
+    /// Its type.
+    entry: u32,
+    /// The bytes that it must have.
+    least: u32,
+    /// Where it lies, once it is found: checked to lie in the region behind the windows.
+    place: Extent,
 }
 
-impl<'m, M: Mem> Directory<'m, M> {
-    fn open(m: &'m M, at: u32) -> Result<Self, BlockError> {
-        if !at.is_multiple_of(4) || at < HEADER_SIZE || !inside(at, HEAD_BYTES, m.len()) {
-            return Err(BlockError::Outside);
-        }
-        if m.read32(at) != BLOCK_MAGIC || m.read32(at.wrapping_add(4)) != BLOCK_VERSION {
-            return Err(BlockError::Foreign);
-        }
-        let count = m.read32(at.wrapping_add(8)).min(MAX_ENTRIES);
-        let at = at.wrapping_add(HEAD_BYTES);
-        if !inside(at, count.wrapping_mul(ENTRY_BYTES), m.len()) {
-            return Err(BlockError::Outside);
-        }
-        Ok(Directory { m, at, count })
+impl Part {
+    const fn new(entry: u32, least: u32) -> Part {
+        Part { entry, least, place: Extent { at: 0, len: 0 } }
     }
+}
 
-    /// The first entry of a type, of at least `least` bytes.
-    fn find(&self, entry: u32, least: u32) -> Result<Extent, BlockError> {
-        for i in 0..self.count {
-            let at = self.at.wrapping_add(i.wrapping_mul(ENTRY_BYTES));
-            if self.m.read32(at) == entry {
-                let part =
-                    Extent { at: self.m.read32(at.wrapping_add(4)), len: self.m.read32(at.wrapping_add(8)) };
-                let whole = Extent { at: HEADER_SIZE, len: self.m.len().saturating_sub(HEADER_SIZE) };
-                if !part.at.is_multiple_of(4) || part.len < least || !whole.contains(part) {
+/// Words from `at` on, each read once.
+#[inline(never)]
+pub(crate) fn words<M: Mem>(m: &M, at: u32, into: &mut [u32]) {
+    for (word, at) in into.iter_mut().zip((at..).step_by(4)) {
+        *word = m.read32(at);
+    }
+}
+
+/// Everything behind the windows.
+fn behind_windows<M: Mem>(m: &M) -> Extent {
+    Extent { at: HEADER_SIZE, len: m.len().saturating_sub(HEADER_SIZE) }
+}
+
+/// Looks for parts in the directory of the alleged block at `at`: for each, the first entry of its type.
+#[inline(never)]
+fn find<M: Mem>(m: &M, at: u32, parts: &mut [Part]) -> Result<(), BlockError> {
+    let mut head = [0; 3];
+    if !at.is_multiple_of(4) || !behind_windows(m).contains(Extent { at, len: HEAD_BYTES }) {
+        return Err(BlockError::Outside);
+    }
+    words(m, at, &mut head);
+    let [BLOCK_MAGIC, BLOCK_VERSION, count] = head else { return Err(BlockError::Foreign) };
+    let count = count.min(MAX_ENTRIES);
+    let at = at.wrapping_add(HEAD_BYTES);
+    if !inside(at, count.wrapping_mul(ENTRY_BYTES), m.len()) {
+        return Err(BlockError::Outside);
+    }
+    'parts: for part in parts {
+        for i in 0..count {
+            let mut entry = [0; 3];
+            words(m, at.wrapping_add(i.wrapping_mul(ENTRY_BYTES)), &mut entry);
+            let [entry, at, len] = entry;
+            if entry == part.entry {
+                part.place = Extent { at, len };
+                if !at.is_multiple_of(4) || len < part.least || !behind_windows(m).contains(part.place) {
                     return Err(BlockError::Outside);
                 }
-                return Ok(part);
+                continue 'parts;
             }
         }
-        Err(BlockError::Missing { entry })
+        return Err(BlockError::Missing { entry: part.entry });
     }
-
-    /// The first `N` words of a part, each read once.
-    fn words<const N: usize>(&self, at: u32) -> [u32; N] {
-        let mut words = [0; N];
-        for (word, at) in words.iter_mut().zip((at..).step_by(4)) {
-            *word = self.m.read32(at);
-        }
-        words
-    }
+    Ok(())
 }
 
 /// Copies and checks what the block at `at` says of the link (frontend).
 pub fn read_link<M: Mem>(m: &M, at: u32) -> Result<LinkEntry, BlockError> {
-    let directory = Directory::open(m, at)?;
-    let part = directory.find(entry::LINK, LINK_BYTES)?;
-    let [id_low, id_high, base_low, base_high, len] = directory.words(part.at);
-    let panic_text = directory.find(entry::PANIC_TEXT, 0)?;
-    Ok(LinkEntry { identity: join(id_low, id_high), base: join(base_low, base_high), len, panic_text })
+    let mut parts = [Part::new(entry::LINK, LINK_BYTES), Part::new(entry::PANIC_TEXT, 0)];
+    find(m, at, &mut parts)?;
+    let [link, panic_text] = parts;
+    let mut link_words = [0; 5];
+    words(m, link.place.at, &mut link_words);
+    let [id_low, id_high, base_low, base_high, len] = link_words;
+    Ok(LinkEntry {
+        identity: join(id_low, id_high),
+        base: join(base_low, base_high),
+        len,
+        panic_text: panic_text.place,
+    })
 }
 
 /// Copies and checks what the block at `at` says of its device (frontend).
 pub fn read_device<M: Mem>(m: &M, at: u32) -> Result<DeviceEntry, BlockError> {
-    let directory = Directory::open(m, at)?;
-    let part = directory.find(entry::DEVICE, DEVICE_BYTES)?;
-    let [features_low, features_high, count] = directory.words(part.at);
-    let count = count.min(MAX_QUEUES as u32);
-    let table = directory.find(entry::QUEUES, count.wrapping_mul(QUEUE_BYTES))?;
-    let pool = directory.find(entry::POOL, 0)?;
-    let within = Extent { at: HEADER_SIZE, len: m.len().saturating_sub(HEADER_SIZE) };
-    let mut queues = [QueuePlace::default(); MAX_QUEUES];
-    // What is taken already: the pool, and the parts of the queues so far.
-    let mut taken = [pool; 3 * MAX_QUEUES];
-    let mut next = taken.len();
-    for (i, queue) in (0..count).zip(queues.iter_mut()) {
-        let [size, format, desc, avail, used] =
-            directory.words(table.at.wrapping_add(i.wrapping_mul(QUEUE_BYTES)));
-        if format != 0 {
-            return Err(BlockError::Format);
+    let mut device = DeviceEntry::NEW;
+    device.read(m, at)?;
+    Ok(device)
+}
+
+impl DeviceEntry {
+    /// Nothing yet.
+    pub const NEW: DeviceEntry = DeviceEntry {
+        features: 0,
+        queues: [QueuePlace { size: 0, desc: 0, avail: 0, used: 0 }; MAX_QUEUES],
+        pool: Extent { at: 0, len: 0 },
+    };
+
+    /// [`read_device`] into a new entry, for firmware that has no room for a second copy. After an error it holds
+    /// nothing of use.
+    #[inline(never)]
+    pub fn read<M: Mem>(&mut self, m: &M, at: u32) -> Result<(), BlockError> {
+        let mut parts =
+            [Part::new(entry::DEVICE, DEVICE_BYTES), Part::new(entry::QUEUES, 0), Part::new(entry::POOL, 0)];
+        find(m, at, &mut parts)?;
+        let [device, Part { place: table, .. }, Part { place: pool, .. }] = parts;
+        let mut device_words = [0; 3];
+        words(m, device.place.at, &mut device_words);
+        let [features_low, features_high, count] = device_words;
+        let count = count.min(MAX_QUEUES as u32);
+        if table.len < count.wrapping_mul(QUEUE_BYTES) {
+            return Err(BlockError::Outside);
         }
-        let size = u16::try_from(size).map_err(|_| BlockError::Unsound)?;
-        let place = QueuePlace { size, desc, avail, used };
-        let parts = place.extents();
-        let overlaps = taken.iter().any(|one| parts.iter().any(|part| part.overlaps(*one)));
-        if overlaps || !place.is_sound(within) {
-            return Err(BlockError::Unsound);
-        }
-        for part in parts {
-            next = next.wrapping_sub(1);
+        (self.features, self.pool) = (join(features_low, features_high), pool);
+        // What is taken already: the pool, and the parts of the queues so far. The rest is empty and overlaps nothing.
+        let mut taken = [Extent::default(); 3 * MAX_QUEUES + 1];
+        let mut next = 0usize;
+        let mut take = |part: Extent| {
+            let free = !taken.iter().any(|one| part.overlaps(*one));
             if let Some(one) = taken.get_mut(next) {
                 *one = part;
             }
+            next = next.wrapping_add(1);
+            free
+        };
+        take(pool);
+        for (i, queue) in (0..count).zip(self.queues.iter_mut()) {
+            let mut row = [0; 5];
+            words(m, table.at.wrapping_add(i.wrapping_mul(QUEUE_BYTES)), &mut row);
+            let [size, format, desc, avail, used] = row;
+            if format != 0 {
+                return Err(BlockError::Format);
+            }
+            let size = u16::try_from(size).map_err(|_| BlockError::Unsound)?;
+            *queue = QueuePlace { size, desc, avail, used };
+            let within = behind_windows(m);
+            if !queue.is_aligned()
+                || !queue.extents().into_iter().all(|part| within.contains(part) && take(part))
+            {
+                return Err(BlockError::Unsound);
+            }
         }
-        *queue = place;
+        Ok(())
     }
-    Ok(DeviceEntry { features: join(features_low, features_high), queues, pool })
 }
 
 /// Leaves firmware's last words: the text first, then its length, so that half a text is never shown as whole.

@@ -86,16 +86,20 @@ impl QueuePlace {
         let Some(used) = end.checked_next_multiple_of(align) else { return None };
         Some(QueuePlace { size, desc: at, avail, used })
     }
+    /// The part of [`QueuePlace::is_sound`] that asks for no extents: the size and the alignments.
+    pub const fn is_aligned(&self) -> bool {
+        self.size.is_power_of_two()
+            && self.size >= 2
+            && self.size <= MAX_QUEUE_SIZE
+            && self.desc.is_multiple_of(16)
+            && self.avail.is_multiple_of(2)
+            && self.used.is_multiple_of(4)
+    }
     /// Whether an alleged place is one that a ring may use: a size that VIRTIO allows, parts aligned as 2.7 asks and
     /// apart from each other, all of them inside `within`.
     pub const fn is_sound(&self, within: Extent) -> bool {
-        if !self.size.is_power_of_two() || self.size < 2 || self.size > MAX_QUEUE_SIZE {
-            return false;
-        }
         let [desc, avail, used] = self.extents();
-        self.desc.is_multiple_of(16)
-            && self.avail.is_multiple_of(2)
-            && self.used.is_multiple_of(4)
+        self.is_aligned()
             && within.contains(desc)
             && within.contains(avail)
             && within.contains(used)

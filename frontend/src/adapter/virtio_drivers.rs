@@ -245,13 +245,14 @@ impl<P: Port> Pipe<P> {
             lent: [Lent::No; BLOCKS],
             layout: 0,
         };
-        let queue = |storage: &'static mut QueueStorage<N>, writable| {
-            Queue::new(storage.slices(), Kind::Request { writable }, BLOCKS as u16)
-        };
-        let second = if is_console { queue(second, false) } else { Queue::NONE };
         let wanted = if is_console { console::F_SIZE } else { 0 };
         let (index, mut cell) = link.open(id, 0, wanted).map_err(BridgeError::Open)?;
-        cell.queues = [queue(first, true), second, Queue::NONE];
+        let most = BLOCKS as u16;
+        let [input, output] = &mut cell.queues;
+        input.open(first.slices(), Kind::Request { writable: true }, most);
+        if is_console {
+            output.open(second.slices(), Kind::Request { writable: false }, most);
+        }
         drop(cell);
         // SAFETY: 1. the pages are aligned, mapped and ours for ever; 2. the reference to them ends here, and what the
         // driver is given are pointers, which that crate never turns into references that outlive an access; 3. one

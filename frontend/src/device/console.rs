@@ -71,11 +71,9 @@ impl<'s, B: Board> Console<'s, B> {
         options: Options,
     ) -> Result<Console<'s, B>, OpenError> {
         let (index, mut cell) = link.open(DeviceId::CONSOLE, options.ordinal, F_SIZE)?;
-        cell.queues = [
-            Queue::new(receive, Kind::Receive, u16::MAX),
-            Queue::new(transmit, Kind::Transmit(options.in_flight), u16::MAX),
-            Queue::NONE,
-        ];
+        let [first, second] = &mut cell.queues;
+        first.open(receive, Kind::Receive, u16::MAX);
+        second.open(transmit, Kind::Transmit(options.in_flight), u16::MAX);
         Ok(Console { link: link.clone(), cell: index, held: None })
     }
 

@@ -5,7 +5,7 @@
 
 use hvl_shared_abi::{DeviceId, wire};
 
-use crate::bounce::{Kind, Queue, QueueSlices, QueueStorage};
+use crate::bounce::{Kind, QueueSlices, QueueStorage};
 use crate::device::{DeviceStatus, handle};
 use crate::link::{Link, OpenError};
 use crate::platform::{Board, Instant};
@@ -69,8 +69,8 @@ impl<'s, B: Board> Rng<'s, B> {
     /// The same with storage whose size is known at run time.
     pub fn open_slices(link: &Link<'s, B>, storage: QueueSlices<'s>) -> Result<Rng<'s, B>, OpenError> {
         let (index, mut cell) = link.open(DeviceId::RNG, 0, 0)?;
-        cell.queues =
-            [Queue::new(storage, Kind::Request { writable: true }, u16::MAX), Queue::NONE, Queue::NONE];
+        let [queue, _] = &mut cell.queues;
+        queue.open(storage, Kind::Request { writable: true }, u16::MAX);
         Ok(Rng { link: link.clone(), cell: index })
     }
 

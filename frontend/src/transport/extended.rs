@@ -10,18 +10,18 @@
 //! Nothing waits here: each [`Cell::advance`] looks once. Between a fault and the next set-up lies a pause that
 //! doubles, so that a device which fails at once costs the guest little.
 
-use hvl_shared_abi::block;
+use hvl_shared_abi::block::DeviceEntry;
 use hvl_shared_abi::epoch::{DeviceState, DriverDevice};
 use hvl_shared_abi::header::{CONFIG, CONFIG_SIZE, Extent, Fault, reg};
 use hvl_shared_abi::layout::LINE;
 use hvl_shared_abi::{DeviceId, Features, Mem, Window};
 
-use crate::bounce::{Queue, Unfit};
+use crate::bounce::{Queue, Room, Unfit};
 use crate::link::{Count, Link};
 use crate::platform::{Alarm, Board, Instant};
 
 /// Most queues of one device that this crate drives.
-pub(crate) const QUEUES: usize = 3;
+pub(crate) const QUEUES: usize = 2;
 /// Tries to read a configuration that is being changed.
 const CONFIG_TRIES: usize = 8;
 /// The pause between a fault and the next set-up, in microseconds: it doubles from the one to the other.
@@ -32,6 +32,8 @@ const TRUSTED: u64 = 10_000_000;
 
 /// How a device stands, as of the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// So that a cell that nobody uses yet is all zeros, which costs firmware no bytes of its image.
+#[repr(u8)]
 pub enum DeviceStatus {
     /// There is no session, or it has not been looked at.
     Down,
@@ -49,12 +51,13 @@ pub enum DeviceStatus {
 
 /// One open device: its queues, and where it stands. A closed cell has no queues.
 #[derive(Debug)]
+// As in `LinkStorage`.
+#[repr(C)]
 pub(crate) struct Cell<'s> {
     id: DeviceId,
     ordinal: u8,
     /// Features of its own that the driver uses if they are offered.
     wanted: u64,
-    pub queues: [Queue<'s>; QUEUES],
     session: u32,
     window: Window,
     accepted: Features,
@@ -65,6 +68,7 @@ pub(crate) struct Cell<'s> {
     faults: u8,
     /// Looks, in place of milliseconds on a board without a clock.
     looks: u32,
+    pub queues: [Room<'s>; QUEUES],
 }
 
 impl<'s> Cell<'s> {
@@ -72,7 +76,7 @@ impl<'s> Cell<'s> {
         id: DeviceId::NONE,
         ordinal: 0,
         wanted: 0,
-        queues: [const { Queue::NONE }; QUEUES],
+        queues: [const { Room::Empty }; QUEUES],
         session: 0,
         window: Window::LINK,
         accepted: Features::empty(),
@@ -102,7 +106,7 @@ impl<'s> Cell<'s> {
     /// A queue; a device asks only for its own.
     pub fn queue(&mut self, index: usize) -> Option<&mut Queue<'s>> {
         let runs = self.runs();
-        let queue = self.queues.get_mut(index)?;
+        let queue = self.queues.get_mut(index)?.queue()?;
         if !runs {
             queue.turn_away();
         }
@@ -113,7 +117,7 @@ impl<'s> Cell<'s> {
     pub fn publish<B: Board>(&mut self, link: &Link<'s, B>) {
         let m = link.mem();
         let mut ring = false;
-        for queue in &mut self.queues {
+        for queue in self.queues.iter_mut().filter_map(Room::queue) {
             ring |= queue.publish(m);
         }
         if ring {
@@ -125,7 +129,7 @@ impl<'s> Cell<'s> {
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
         let mut more = false;
         if self.runs() {
-            for queue in &mut self.queues {
+            for queue in self.queues.iter_mut().filter_map(Room::queue) {
                 more |= queue.arm(m);
             }
         }
@@ -167,14 +171,9 @@ impl<'s> Cell<'s> {
         if !self.runs() {
             return (sound, progress);
         }
-        for queue in &mut self.queues {
-            match queue.look(link.mem()) {
-                Ok(found) if found.completed == 0 => {}
-                Ok(found) => {
-                    progress = true;
-                    link.storage().count(Count::Overlong, found.overlong);
-                    link.storage().count(Count::Empty, found.empty);
-                }
+        for queue in self.queues.iter_mut().filter_map(Room::queue) {
+            match queue.look(link.mem(), |what| link.storage().count(what, 1)) {
+                Ok(completed) => progress |= completed,
                 Err(_) => sound = false,
             }
         }
@@ -210,7 +209,7 @@ impl<'s> Cell<'s> {
                 if state == DeviceState::Running && !self.runs() {
                     self.status = DeviceStatus::Running;
                     self.alarm.clear();
-                    self.queues.iter_mut().for_each(Queue::tell);
+                    self.queues.iter_mut().filter_map(Room::queue).for_each(Queue::tell);
                 }
                 let (sound, completed) = self.harvest(link);
                 if completed {
@@ -240,7 +239,9 @@ impl<'s> Cell<'s> {
         }
         let expects = match self.status {
             DeviceStatus::Starting | DeviceStatus::Resetting(_) => true,
-            DeviceStatus::Running => self.queues.iter().any(|queue| queue.expects()),
+            DeviceStatus::Running => {
+                self.queues.iter_mut().filter_map(Room::queue).any(|queue| queue.expects())
+            }
             DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => false,
         };
         self.watch(link, expects, now);
@@ -248,7 +249,7 @@ impl<'s> Cell<'s> {
 
     /// Posts what receive queues have free.
     fn refill<B: Board>(&mut self, link: &Link<'s, B>) {
-        for queue in &mut self.queues {
+        for queue in self.queues.iter_mut().filter_map(Room::queue) {
             queue.refill(link.mem());
         }
         self.publish(link);
@@ -304,7 +305,7 @@ impl<'s> Cell<'s> {
             return;
         }
         let m = link.mem();
-        for queue in self.queues.iter_mut().take_while(|queue| queue.is_there()) {
+        for queue in self.queues.iter_mut().filter_map(Room::queue) {
             let (resent, dropped) = queue.start(m, self.accepted);
             s.count(Count::Resent, resent);
             s.count(Count::Dropped, dropped);
@@ -319,7 +320,8 @@ impl<'s> Cell<'s> {
 
     /// Copies and checks what the block at `at` alleges, and takes the places.
     fn place<B: Board>(&mut self, link: &Link<'s, B>, at: u32) -> Result<(), Unfit> {
-        let entry = block::read_device(link.mem(), at).map_err(Unfit::Block)?;
+        let mut entry = DeviceEntry::NEW;
+        entry.read(link.mem(), at).map_err(Unfit::Block)?;
         let offered = Features::from_bits_retain(entry.features);
         if !offered.contains(Features::VERSION_1) {
             return Err(Unfit::Legacy);
@@ -327,15 +329,12 @@ impl<'s> Cell<'s> {
         let common = Features::VERSION_1 | Features::EVENT_IDX | Features::ORDER_PLATFORM;
         self.accepted = offered & (common | Features::from_bits_retain(self.wanted));
         let base = link.board().region().base;
-        let mut share = share(entry.pool, self.queues.iter().filter(|queue| queue.is_there()).count() as u32);
-        for (queue, place) in
-            self.queues.iter_mut().zip(entry.queues).take_while(|(queue, _)| queue.is_there())
-        {
+        let mut share = share(entry.pool, self.queues.iter_mut().filter_map(Room::queue).count() as u32);
+        for (queue, place) in self.queues.iter_mut().filter_map(Room::queue).zip(&entry.queues) {
             if place.size == 0 {
                 return Err(Unfit::QueuesMissing);
             }
-            let lost = queue.place(place, base, share)?;
-            link.storage().count(Count::Dropped, lost);
+            queue.place(place, base, share)?;
             share.at = share.end();
         }
         Ok(())

@@ -11,6 +11,7 @@
 //! (`arm`), so that a busy ring costs neither side a doorbell.
 
 use super::{Access, AddError, ChainError, RingFault, Segment, Taken, Token, Used, Windows, need_event};
+use crate::block::words;
 use crate::header::Features;
 use crate::layout::QueuePlace;
 use crate::mem::Mem;
@@ -21,8 +22,6 @@ const DESC_BYTES: u32 = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-/// Marks the end of a private list.
-const NONE: u16 = u16::MAX;
 
 /// Offsets of one ring's words. Indices are masked by the size, so they stay in their ring whatever they are.
 #[derive(Clone, Copy, Debug)]
@@ -66,17 +65,33 @@ impl Words {
 /// The driver's record of one descriptor: free, inside a chain, or the head of one in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct DriverSlot {
-    /// The next free descriptor, the next one of the chain, or (harvested heads) the next completion.
+    /// The next free descriptor, or the next one of the chain. The last one's is never followed: chains and free
+    /// descriptors are counted.
     next: u16,
     /// Descriptors of the chain that starts here; 0 where none does.
     count: u16,
-    /// Writable bytes of the chain; once harvested, the bytes that were written.
+    /// Writable bytes of the chain.
     bytes: u32,
 }
 
 impl DriverSlot {
     /// A slot that no ring uses yet.
-    pub const NEW: DriverSlot = DriverSlot { next: NONE, count: 0, bytes: 0 };
+    pub const NEW: DriverSlot = DriverSlot { next: 0, count: 0, bytes: 0 };
+}
+
+/// Stores one of the driver's 16-bit words. Not inlined: firmware counts its bytes, and a call is smaller than the
+/// check of a place that is known only at run time.
+#[inline(never)]
+fn store<M: Mem>(m: &M, at: u32, value: u16) {
+    m.write16(at, value);
+}
+
+/// Stores words of a descriptor.
+#[inline(never)]
+fn store_words<M: Mem>(m: &M, at: u32, words: &[u32]) {
+    for (at, &word) in (at..).step_by(4).zip(words) {
+        m.write32(at, word);
+    }
 }
 
 /// The driver's half.
@@ -87,7 +102,7 @@ pub struct DriverRing<'s> {
     slots: &'s mut [DriverSlot],
     free: u16,
     first_free: u16,
-    /// Chains in flight, harvested ones not counted.
+    /// Chains in flight.
     in_flight: u16,
     /// The available index with everything added, and as it was last published.
     added: u16,
@@ -96,9 +111,6 @@ pub struct DriverRing<'s> {
     popped: u16,
     known: u16,
     event_idx: bool,
-    /// Completions taken from a session that ended: first and last of a list through `next`, and the newest
-    /// `overlong` flag is not kept, since a dead PMM needs no telling.
-    harvest: (u16, u16),
 }
 
 impl<'s> DriverRing<'s> {
@@ -116,26 +128,24 @@ impl<'s> DriverRing<'s> {
             base: 0,
             slots,
             free: 0,
-            first_free: NONE,
+            first_free: 0,
             in_flight: 0,
             added: 0,
             published: 0,
             popped: 0,
             known: 0,
             event_idx: false,
-            harvest: (NONE, NONE),
         }
     }
 
-    /// Forgets every chain, also harvested ones.
+    /// Forgets every chain.
     fn forget(&mut self) {
         let size = self.words.place.size;
         for (slot, next) in self.slots.iter_mut().zip(1..=size) {
-            *slot = DriverSlot { next: if next < size { next } else { NONE }, ..DriverSlot::NEW };
+            *slot = DriverSlot { next, ..DriverSlot::NEW };
         }
         (self.free, self.first_free, self.in_flight) = (size, 0, 0);
         (self.added, self.published, self.popped, self.known) = (0, 0, 0, 0);
-        self.harvest = (NONE, NONE);
     }
 
     /// Moves the ring to another place, of any size that the slots are enough for (the next session's layout), and
@@ -154,9 +164,9 @@ impl<'s> DriverRing<'s> {
     pub fn start<M: Mem>(&mut self, m: &M, features: Features) {
         self.forget();
         self.event_idx = features.contains(Features::EVENT_IDX);
-        m.write16(self.words.avail_flags(), 0);
-        m.write16(self.words.avail_index(), 0);
-        m.write16(self.words.used_event(), 0);
+        for at in [self.words.avail_flags(), self.words.avail_index(), self.words.used_event()] {
+            store(m, at, 0);
+        }
     }
 
     /// Entries of the queue.
@@ -198,11 +208,10 @@ impl<'s> DriverRing<'s> {
             }
             let address = self.base.wrapping_add(u64::from(segment.place.at));
             let at = self.words.desc(index);
-            m.write32(at, address as u32);
-            m.write32(at.wrapping_add(4), (address >> 32) as u32);
-            m.write32(at.wrapping_add(8), segment.place.len);
             // Flags and next in one store: half the stores, and both are ours.
-            m.write32(at.wrapping_add(12), u32::from(flags) | u32::from(slot.next) << 16);
+            let last = u32::from(flags) | u32::from(slot.next) << 16;
+            let words = [address as u32, (address >> 32) as u32, segment.place.len, last];
+            store_words(m, at, &words);
             index = slot.next;
         }
         if let Some(slot) = self.slots.get_mut(usize::from(head)) {
@@ -211,7 +220,7 @@ impl<'s> DriverRing<'s> {
         self.first_free = index;
         self.free = self.free.wrapping_sub(count);
         self.in_flight = self.in_flight.wrapping_add(1);
-        m.write16(self.words.avail_entry(self.added), head);
+        store(m, self.words.avail_entry(self.added), head);
         self.added = self.added.wrapping_add(1);
         Ok(Token(head))
     }
@@ -234,9 +243,6 @@ impl<'s> DriverRing<'s> {
 
     /// The next completion.
     pub fn pop<M: Mem>(&mut self, m: &M) -> Result<Option<Used>, RingFault> {
-        if self.harvest.0 != NONE {
-            return Ok(self.pop_harvest());
-        }
         if self.popped == self.known {
             let index = m.observe16(self.words.used_index());
             let news = index.wrapping_sub(self.popped);
@@ -249,8 +255,9 @@ impl<'s> DriverRing<'s> {
             }
         }
         let at = self.words.used_entry(self.popped);
-        let id = m.read32(at);
-        let len = m.read32(at.wrapping_add(4));
+        let mut used = [0; 2];
+        words(m, at, &mut used);
+        let [id, len] = used;
         let Some((head, slot)) = self.head(id) else { return Err(RingFault::NoSuchChain { alleged: id }) };
         if slot.count == 0 {
             return Err(RingFault::NotInFlight { alleged: id });
@@ -286,67 +293,16 @@ impl<'s> DriverRing<'s> {
 
     /// Whether a completion waits that [`DriverRing::pop`] would return.
     pub fn has_used<M: Mem>(&self, m: &M) -> bool {
-        self.harvest.0 != NONE
-            || self.popped != self.known
-            || m.observe16(self.words.used_index()) != self.popped
+        self.popped != self.known || m.observe16(self.words.used_index()) != self.popped
     }
 
     /// Before sleeping: asks to be woken by the next completion, and looks once more. `true`: there is one already.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
         if self.event_idx {
-            m.write16(self.words.used_event(), self.popped);
+            store(m, self.words.used_event(), self.popped);
         }
         m.settle();
         self.has_used(m)
-    }
-
-    /// Takes over every completion of a session that has ended, before the next hello lets the PMM clear them. They
-    /// are popped as before. What the ring cannot tell any more (a fault) counts as not used.
-    ///
-    /// The list goes through the slots, so chains must not be added between a harvest and [`DriverRing::start`].
-    pub fn harvest<M: Mem>(&mut self, m: &M) {
-        for _ in 0..self.size() {
-            // What was harvested before stands aside while the ring is popped.
-            let before = core::mem::replace(&mut self.harvest, (NONE, NONE));
-            let used = self.pop(m);
-            self.harvest = before;
-            let Ok(Some(used)) = used else { break };
-            self.push_harvest(used);
-        }
-    }
-
-    fn push_harvest(&mut self, used: Used) {
-        let Token(head) = used.token;
-        // The head's descriptors were released to the front of the free list; a ring with harvested chains is not
-        // added to, so the slot's own words are free for the list until then.
-        self.unlink_front(head);
-        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
-            (slot.next, slot.bytes) = (NONE, used.written);
-        }
-        let (first, last) = self.harvest;
-        match self.slots.get_mut(usize::from(last)) {
-            Some(slot) if first != NONE => slot.next = head,
-            _ => self.harvest.0 = head,
-        }
-        self.harvest.1 = head;
-    }
-
-    fn unlink_front(&mut self, head: u16) {
-        if let Some(slot) = self.slots.get(usize::from(head)).filter(|_| self.first_free == head) {
-            self.first_free = slot.next;
-            self.free = self.free.wrapping_sub(1);
-        }
-    }
-
-    fn pop_harvest(&mut self) -> Option<Used> {
-        let head = self.harvest.0;
-        let slot = self.slots.get_mut(usize::from(head))?;
-        self.harvest.0 = slot.next;
-        let used = Used { token: Token(head), written: slot.bytes, overlong: false };
-        slot.next = self.first_free;
-        self.first_free = head;
-        self.free = self.free.wrapping_add(1);
-        Some(used)
     }
 }
 

@@ -336,31 +336,6 @@ fn scribbling_on_what_the_driver_wrote_changes_nothing_for_it() {
     }
 }
 
-#[test]
-fn what_a_dead_session_used_is_harvested_before_the_ring_is_cleared() {
-    let mut p = pair(8, EVENT);
-    let chain = [Segment::readable(0x4000, 16), Segment::writable(0x5000, 64)];
-    let tokens: Vec<_> = (0..4).map(|_| p.driver.add(&p.m, &chain).unwrap()).collect();
-    p.driver.publish(&p.m);
-    for _ in 0..4 {
-        let Some(Taken::Chain { token, .. }) = p.take().unwrap() else { panic!() };
-        if token != tokens[3] {
-            p.device.complete(&p.m, token, 10 + u32::from(token.0));
-        }
-    }
-    p.device.publish(&p.m);
-    assert_eq!(p.driver.pop(&p.m).unwrap().unwrap().token, tokens[0]);
-    p.driver.harvest(&p.m);
-    p.device.clear(&p.m);
-    for token in &tokens[1..3] {
-        let used = p.driver.pop(&p.m).unwrap().unwrap();
-        assert_eq!((used.token, used.written), (*token, 10 + u32::from(token.0)));
-    }
-    assert_eq!(p.driver.in_flight(), 1, "one was never used");
-    p.driver.start(&p.m, EVENT);
-    assert_eq!((p.driver.in_flight(), p.driver.free()), (0, 8));
-}
-
 proptest! {
     /// Any sequence of operations, of any shape, across any wrap, agrees with a queue that is a list.
     #[test]
