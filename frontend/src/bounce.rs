@@ -302,40 +302,37 @@ impl<'s> Queue<'s> {
             return Ok(());
         }
         // Another layout: the old blocks may be somebody else's memory by now.
-        while self.ready.pop(self.buffers).is_some() {
+        let unsent = self.kind != Kind::Receive;
+        while self.ready.pop(self.buffers).is_some() || (unsent && self.flight.pop(self.buffers).is_some()) {
             self.lost = self.lost.saturating_add(1);
-        }
-        while self.flight.pop(self.buffers).is_some() {
-            self.lost = self.lost.saturating_add(u16::from(self.kind != Kind::Receive));
         }
         (self.at, self.block, self.count) = (share.at, block, count);
         self.layout = self.layout.wrapping_add(1);
-        (self.free, self.cursor) = (List::EMPTY, 0);
+        (self.free, self.flight, self.cursor) = (List::EMPTY, List::EMPTY, 0);
         for block in 0..count {
             self.free.push(self.buffers, block);
         }
         Ok(())
     }
 
-    /// Set-up state: starts the ring for a session, and posts what was in flight, or drops it. Returns how many blocks
-    /// were posted again, and how many dropped.
+    /// Set-up state: starts the ring for a session, and posts what was in flight, or drops it; `count` is told of how
+    /// many blocks.
     #[inline(never)]
-    pub fn start<M: Mem>(&mut self, m: &M, features: Features) -> (u16, u16) {
+    pub fn start<M: Mem>(&mut self, m: &M, features: Features, count: impl Fn(Count, u16)) {
         self.ring.start(m, features);
+        count(Count::Dropped, core::mem::take(&mut self.lost));
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
-        let (mut resent, mut dropped) = (0u16, core::mem::take(&mut self.lost));
         while let Some(block) = again.pop(self.buffers) {
             if self.kind == Kind::Transmit(InFlight::Drop) {
                 self.free.push(self.buffers, block);
-                dropped = dropped.saturating_add(1);
+                count(Count::Dropped, 1);
             } else {
                 let len = self.buffers.get(usize::from(block)).map_or(0, |buffer| buffer.len);
                 self.post(m, block, len);
-                resent = resent.saturating_add(u16::from(self.kind != Kind::Receive));
+                count(Count::Resent, u16::from(self.kind != Kind::Receive));
             }
         }
         self.refill(m);
-        (resent, dropped)
     }
 
     // --- the ring ---------------------------------------------------------------------------------------------------

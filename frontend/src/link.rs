@@ -734,19 +734,19 @@ impl<'s, B: Board> Link<'s, B> {
         wanted: u64,
     ) -> Result<(usize, CellGuard<'s>), OpenError> {
         let s = self.storage;
-        let mut place = None;
         for (index, cell) in s.cells.iter().enumerate() {
-            let cell = cell.try_lock().ok_or(OpenError::Busy)?;
+            let mut cell = cell.try_lock().ok_or(OpenError::Busy)?;
             if !s.is_open(index) {
-                place = place.or(Some((index, cell)));
-            } else if cell.is_for(id, ordinal) {
+                // None is ever closed, so none behind the first free one is open.
+                cell.identify(id, ordinal, wanted);
+                s.open.fetch_or(bit(index), Ordering::AcqRel);
+                return Ok((index, cell));
+            }
+            if cell.is_for(id, ordinal) {
                 return Err(OpenError::InUse);
             }
         }
-        let (index, mut cell) = place.ok_or(OpenError::TooMany)?;
-        cell.identify(id, ordinal, wanted);
-        s.open.fetch_or(bit(index), Ordering::AcqRel);
-        Ok((index, cell))
+        Err(OpenError::TooMany)
     }
 }
 

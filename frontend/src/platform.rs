@@ -91,7 +91,7 @@ pub(crate) struct Alarm {
 
 impl Alarm {
     pub(crate) const NEW: Alarm = Alarm { deadline: Instant::UNKNOWN, doublings: 0 };
-    const FIRST: u64 = 1_000_000;
+    const FIRST: u32 = 1_000_000;
     const DOUBLINGS: u8 = 4;
 
     /// Starts from now on.
@@ -106,7 +106,7 @@ impl Alarm {
             return false;
         }
         self.doublings = self.doublings.saturating_add(u8::from(runs)).min(Self::DOUBLINGS);
-        self.deadline = now.plus(Self::FIRST.wrapping_shl(self.doublings.into()));
+        self.deadline = now.plus(Self::FIRST.wrapping_shl(self.doublings.into()).into());
         runs
     }
     /// When it is time.

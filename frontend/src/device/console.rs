@@ -90,8 +90,7 @@ impl<'s, B: Board> Console<'s, B> {
         let Some(queue) = cell.queue(RECEIVE) else { return Err(NotNow::LinkDown) };
         let done = queue.read(m, into);
         if runs {
-            queue.refill(m);
-            cell.publish(&self.link);
+            cell.refill(&self.link);
         }
         match done {
             0 if into.is_empty() => Ok(0),

@@ -25,7 +25,7 @@ pub(crate) const QUEUES: usize = 2;
 /// Tries to read a configuration that is being changed.
 const CONFIG_TRIES: usize = 8;
 /// The pause between a fault and the next set-up, in microseconds: it doubles from the one to the other.
-const FIRST_PAUSE: u64 = 1_000;
+const FIRST_PAUSE: u32 = 1_000;
 const PAUSE_DOUBLINGS: u8 = 13;
 /// A device that ran this long without a fault is trusted again, in microseconds.
 const TRUSTED: u64 = 10_000_000;
@@ -201,11 +201,11 @@ impl<'s> Cell<'s> {
             self.set_up(link);
             return;
         }
+        // The state before the rings: what a device completed before it failed counts.
+        let state = DriverDevice(self.window).state(m, &link.half(session));
         match self.status {
             DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => {}
             DeviceStatus::Starting | DeviceStatus::Running => {
-                // The state before the rings: what a device completed before it failed counts.
-                let state = DriverDevice(self.window).state(m, &link.half(session));
                 if state == DeviceState::Running && !self.runs() {
                     self.status = DeviceStatus::Running;
                     self.alarm.clear();
@@ -231,8 +231,10 @@ impl<'s> Cell<'s> {
                 }
             }
             DeviceStatus::Resetting(_) => {
-                let clear = DriverDevice(self.window).state(m, &link.half(session)) == DeviceState::Clear;
-                if clear && link.in_session(session) && self.pause(link, now) >= self.retry {
+                if state == DeviceState::Clear
+                    && link.in_session(session)
+                    && self.pause(link, now) >= self.retry
+                {
                     self.set_up(link);
                 }
             }
@@ -248,7 +250,8 @@ impl<'s> Cell<'s> {
     }
 
     /// Posts what receive queues have free.
-    fn refill<B: Board>(&mut self, link: &Link<'s, B>) {
+    #[inline(never)]
+    pub fn refill<B: Board>(&mut self, link: &Link<'s, B>) {
         for queue in self.queues.iter_mut().filter_map(Room::queue) {
             queue.refill(link.mem());
         }
@@ -283,7 +286,7 @@ impl<'s> Cell<'s> {
         }
         let pause = FIRST_PAUSE << self.faults.min(PAUSE_DOUBLINGS);
         self.faults = self.faults.saturating_add(1);
-        self.retry = at.plus(pause);
+        self.retry = at.plus(pause.into());
         self.status = DeviceStatus::Resetting(fault);
         self.alarm.clear();
         DriverDevice(self.window).reset(link.mem());
@@ -306,9 +309,7 @@ impl<'s> Cell<'s> {
         }
         let m = link.mem();
         for queue in self.queues.iter_mut().filter_map(Room::queue) {
-            let (resent, dropped) = queue.start(m, self.accepted);
-            s.count(Count::Resent, resent);
-            s.count(Count::Dropped, dropped);
+            queue.start(m, self.accepted, |what, by| s.count(what, by));
             queue.publish(m);
         }
         self.status = DeviceStatus::Starting;
