@@ -27,8 +27,8 @@ use crate::transport::{Port, fault_name};
 /// Microseconds, of a clock that never goes back.
 pub type Micros = u64;
 
-/// Between two adoptions at least: a guest that reboots in a loop does not take the processor.
-const ADOPT_INTERVAL: Micros = 10_000;
+/// Between two adoptions, or wiped regions, at least: a guest that reboots in a loop does not take the processor.
+const START_INTERVAL: Micros = 10_000;
 /// Between two looks where a doorbell may be lost, or where the profile cannot tell.
 const LOOK_LOSSY: Micros = 20_000;
 /// Between two looks where it cannot.
@@ -74,6 +74,8 @@ struct Rering {
     first: Micros,
     next: Micros,
     wait: Micros,
+    /// The words by which the guest shows that it lives.
+    signs: [u32; 2],
 }
 
 /// What the link is made for.
@@ -118,7 +120,9 @@ pub struct Link<'s, M> {
     count: usize,
     half: PmmHalf,
     session: Session,
-    adopted_at: Option<Micros>,
+    started_at: Option<Micros>,
+    /// The last look found a start that comes too soon after the one before it.
+    too_early: bool,
     rering: Option<Rering>,
     recorder: Option<&'s mut dyn Recorder>,
     counters: LinkCounters,
@@ -202,7 +206,8 @@ impl<'s, M: Mem> Link<'s, M> {
             count,
             half,
             session: Session::None,
-            adopted_at: None,
+            started_at: None,
+            too_early: false,
             rering: None,
             recorder,
             counters,
@@ -219,6 +224,10 @@ impl<'s, M: Mem> Link<'s, M> {
             let round = self.round(now);
             outcome.ring |= round.ring;
             outcome.again = round.again;
+            if self.too_early {
+                // What was seen is for later, and until then nothing has been acted on.
+                break;
+            }
             if !round.again {
                 self.half.acted(&self.mem, bell);
                 outcome.again = self.arm() || self.half.rang(&self.mem);
@@ -236,8 +245,14 @@ impl<'s, M: Mem> Link<'s, M> {
     }
 
     fn round(&mut self, now: Micros) -> Outcome {
-        match self.half.look(&self.mem, self.count) {
-            GuestLook::Wiped => self.publish_again(),
+        let look = self.half.look(&self.mem, self.count);
+        let start = matches!(look, GuestLook::Wiped | GuestLook::Hello(_));
+        self.too_early = start && self.started_at.is_some_and(|at| now.saturating_sub(at) < START_INTERVAL);
+        if self.too_early {
+            return Outcome::default();
+        }
+        match look {
+            GuestLook::Wiped => self.publish_again(now),
             GuestLook::Plain => {
                 if self.session != Session::Plain {
                     self.end_extended();
@@ -246,10 +261,7 @@ impl<'s, M: Mem> Link<'s, M> {
                 }
                 self.look_plain(now)
             }
-            GuestLook::Hello(epoch) => {
-                let early = self.adopted_at.is_some_and(|at| now.saturating_sub(at) < ADOPT_INTERVAL);
-                if early { Outcome::default() } else { self.adopt(now, epoch) }
-            }
+            GuestLook::Hello(epoch) => self.adopt(now, epoch),
             GuestLook::Same => match self.session {
                 Session::Extended(epoch) => self.look_extended(epoch),
                 Session::Plain => {
@@ -262,7 +274,7 @@ impl<'s, M: Mem> Link<'s, M> {
     }
 
     /// *Publish* in a region that was wiped under this PMM: whatever session there was is over.
-    fn publish_again(&mut self) -> Outcome {
+    fn publish_again(&mut self, now: Micros) -> Outcome {
         self.end_plain();
         let half = self.half.close_again(&self.mem, self.count);
         for seat in self.seats.iter_mut().flatten() {
@@ -272,6 +284,7 @@ impl<'s, M: Mem> Link<'s, M> {
         self.half = half;
         self.half.open(&self.mem);
         self.session = Session::None;
+        self.started_at = Some(now);
         self.counters.wipes = self.counters.wipes.wrapping_add(1);
         Outcome { ring: true, again: false }
     }
@@ -281,12 +294,14 @@ impl<'s, M: Mem> Link<'s, M> {
         self.end_plain();
         self.take_last_words();
         let (m, plan) = (&self.mem, &self.plan);
+        // Somebody who wiped the region may have gone on after this side had published again.
+        write_windows(m, plan, &mut self.seats);
         for (index, seat) in self.seats.iter_mut().flatten().enumerate() {
             extended::adopt(m, &mut seat.port, &mut seat.state, &plan.layout, index, plan.base);
         }
         self.half.adopt(m, epoch);
         self.session = Session::Extended(epoch);
-        self.adopted_at = Some(now);
+        self.started_at = Some(now);
         self.counters.adoptions = self.counters.adoptions.wrapping_add(1);
         self.rering = None;
         Outcome { ring: true, again: true }
@@ -377,30 +392,50 @@ impl<'s, M: Mem> Link<'s, M> {
 
     /// Repeats a bell that the guest has not acted on, and gives up a guest that never does.
     fn repeat(&mut self, now: Micros, ringing: bool) -> bool {
-        // Where a doorbell can be lost, a guest that has never said hello may sleep because the bell that announced
-        // this PMM was; nothing else would ever wake it.
-        let known = self.plan.doorbell_can_lose || self.mem.read32(Window::LINK.at(reg::DRIVER_EPOCH)) != 0;
-        let guest = known && self.session != Session::Plain;
-        if !guest || !self.half.unseen(&self.mem) {
-            self.rering = None;
-            // A bell that is rung now starts its own clock.
-            if guest && ringing {
-                self.rering =
-                    Some(Rering { first: now, next: now.saturating_add(RERING_MIN), wait: RERING_MIN });
+        let waits = match self.session {
+            // There, an interrupt that was not acknowledged is all that can be known.
+            Session::Plain => self.seats.iter().flatten().any(|seat| seat.plain.is_unacknowledged()),
+            // Where a doorbell can be lost, a guest that has never said hello may sleep because the bell that
+            // announced this PMM was; nothing else would ever wake it.
+            _ => {
+                let lossy = self.plan.doorbell_can_lose;
+                let known = lossy || self.mem.read32(Window::LINK.at(reg::DRIVER_EPOCH)) != 0;
+                known && self.half.unseen(&self.mem)
             }
+        };
+        // Whatever the guest stores there says that it lives, if not that it has seen everything.
+        let signs =
+            [reg::DRIVER_SEEN, reg::DRIVER_BELL].map(|register| self.mem.read32(Window::LINK.at(register)));
+        let (next, wait) = (now.saturating_add(RERING_MIN), RERING_MIN);
+        let fresh = Rering { first: now, next, wait, signs };
+        if !waits {
+            // A bell that is rung now starts its own clock.
+            self.rering = ringing.then_some(fresh);
             return false;
         }
-        let Some(rering) = &mut self.rering else {
-            self.rering = Some(Rering { first: now, next: now.saturating_add(RERING_MIN), wait: RERING_MIN });
-            return false;
+        let rering = match &mut self.rering {
+            Some(rering) if rering.signs == signs => rering,
+            Some(rering) => {
+                (rering.first, rering.signs) = (now, signs);
+                rering
+            }
+            None => {
+                self.rering = Some(fresh);
+                return false;
+            }
         };
         if now < rering.next {
+            return false;
+        }
+        let gone = now.saturating_sub(rering.first) >= GONE_AFTER;
+        if gone && self.session == Session::Plain {
+            // It may be one that never acknowledges.
+            rering.next = Micros::MAX;
             return false;
         }
         rering.wait = rering.wait.saturating_mul(2).min(RERING_MAX);
         rering.next = now.saturating_add(rering.wait);
         self.counters.rerings = self.counters.rerings.wrapping_add(1);
-        let gone = now.saturating_sub(rering.first) >= GONE_AFTER;
         if gone && matches!(self.session, Session::Extended(_)) {
             self.counters.presumed_gone = self.counters.presumed_gone.wrapping_add(1);
             self.end_extended();
@@ -412,12 +447,10 @@ impl<'s, M: Mem> Link<'s, M> {
         let lossy = self.plan.doorbell_can_lose || self.session == Session::Plain;
         let look = now.saturating_add(if lossy { LOOK_LOSSY } else { LOOK_SAFE });
         let rering = self.rering.map_or(look, |rering| rering.next);
-        // A hello that came too early is taken up when its time has come.
-        let hello = match (self.half.look(&self.mem, self.count), self.adopted_at) {
-            (GuestLook::Hello(_), Some(at)) => at.saturating_add(ADOPT_INTERVAL),
-            _ => look,
-        };
-        look.min(rering).min(hello).max(now)
+        // A start that came too early is taken up when its time has come.
+        let start =
+            self.started_at.filter(|_| self.too_early).map_or(look, |at| at.saturating_add(START_INTERVAL));
+        look.min(rering).min(start).max(now)
     }
 
     /// *Shutdown*: stops and drains the devices, publishes what is finished, and closes the region. Ring the doorbell

@@ -274,6 +274,7 @@ fn status_of(
         adoptions: snapshot.counters.adoptions,
         plain_sessions: snapshot.counters.plain_sessions,
         presumed_gone: snapshot.counters.presumed_gone,
+        wipes: snapshot.counters.wipes,
         rings: snapshot.counters.rings,
         rerings: snapshot.counters.rerings,
         services: snapshot.counters.services,
@@ -336,12 +337,13 @@ struct Notices {
     malformed: Limit,
     faults: Limit,
     last_words: Limit,
+    wipes: Limit,
 }
 
 impl Notices {
     fn new(before: LinkSnapshot) -> Notices {
-        let (sessions, malformed, faults, last_words) = Default::default();
-        Notices { before, words: Vec::new(), at: Some(0), sessions, malformed, faults, last_words }
+        let (sessions, malformed, faults, last_words, wipes) = Default::default();
+        Notices { before, words: Vec::new(), at: Some(0), sessions, malformed, faults, last_words, wipes }
     }
 
     /// Something has happened.
@@ -368,6 +370,9 @@ impl Notices {
                 now,
                 "the guest has not acted on a doorbell for 10 s: presumed gone"
             );
+        }
+        if is.wipes != was.wipes {
+            limited!(warn, self.wipes, now, "the region was wiped; published again");
         }
         if is.adoptions != was.adoptions || before.driver_epoch != self.before.driver_epoch {
             match self.before.driver_epoch {

@@ -87,7 +87,7 @@ impl HostDoorbell for DatagramDoorbell {
         }
         // Only a datagram tells whether the peer is there, and a doorbell too many does no harm.
         if self.send() {
-            self.absence.over();
+            self.absence.over(now_us);
             self.counters.peers += u64::from(!known);
             if !known {
                 info!("doorbell unix-dgram: the peer {} is there", self.peer.display());

@@ -144,8 +144,12 @@ impl HostDoorbell for StreamDoorbell {
 
     fn progress(&mut self, now_us: u64) -> bool {
         if std::mem::take(&mut self.lost) {
-            info!("doorbell {}: the peer is gone", self.name());
-            // A peer that restarts is back soon: tried at once, and then by the timer.
+            // A peer that restarts is back soon: tried at once, and then by the timer. One that comes and goes is
+            // said once and followed slowly.
+            match self.absence.gone(now_us) {
+                true => info!("doorbell {}: the peer is gone", self.name()),
+                false => debug!("doorbell {}: the peer came and went", self.name()),
+            }
         }
         if self.stream.is_some() {
             if self.counters.peers == 0 {
@@ -160,9 +164,13 @@ impl HostDoorbell for StreamDoorbell {
         match self.try_for_a_peer() {
             Ok(stream) => {
                 self.stream = Some(stream);
-                self.absence.over();
+                let news = !self.absence.is_slow();
+                self.absence.over(now_us);
                 self.counters.peers += 1;
-                info!("doorbell {}: the peer is there", self.name());
+                match news {
+                    true => info!("doorbell {}: the peer is there", self.name()),
+                    false => debug!("doorbell {}: the peer is there again", self.name()),
+                }
                 true
             }
             Err(error) => {

@@ -108,13 +108,16 @@ impl Control {
     pub fn watch(&self, watches: &mut Watches) {
         watches.add(self.listener.get().as_raw_fd(), true, false);
         for client in &self.clients {
-            watches.add(client.stream.as_raw_fd(), true, !client.waiting.is_empty());
+            // Questions are read when the answers before them are taken: a client that does not read costs no memory.
+            let behind = !client.waiting.is_empty();
+            watches.add(client.stream.as_raw_fd(), !behind, behind);
         }
     }
 
     /// Accepts, reads questions, writes answers that have become ready. Never blocks.
     pub fn progress(&mut self) {
-        while let Ok((stream, _)) = self.listener.get().accept() {
+        for _ in 0..MAX_CLIENTS {
+            let Ok((stream, _)) = self.listener.get().accept() else { break };
             // The others are turned away by closing.
             if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
                 let (question, waiting) = (Vec::new(), Vec::new());
@@ -122,7 +125,9 @@ impl Control {
             }
         }
         for client in &mut self.clients {
-            client.listen(&self.boards);
+            if client.waiting.is_empty() {
+                client.listen(&self.boards);
+            }
             client.answer(&self.boards);
             client.send();
         }
@@ -290,5 +295,23 @@ mod tests {
         bench.turn();
         bench.turn();
         assert_eq!(bench.control.clients.len(), MAX_CLIENTS - 1);
+    }
+
+    #[test]
+    fn a_client_that_asks_and_never_reads_costs_no_memory() {
+        let path = std::env::temp_dir().join(format!("pmm-control-flood-{}", std::process::id()));
+        let mut control = Control::open(Some(&path), "test").unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut asked = 0;
+        for _ in 0..10_000 {
+            asked += std::io::Write::write(&mut client, &[b'\n'; 512]).unwrap_or(0);
+            control.progress();
+        }
+        let waiting: usize = control.clients.iter().map(|client| client.waiting.capacity()).sum();
+        assert!(
+            asked > 0 && waiting < 4 * MAX_WAITING,
+            "{waiting} bytes wait for a client that does not read"
+        );
     }
 }

@@ -47,6 +47,8 @@ pub struct LinkStatus {
     pub plain_sessions: u64,
     /// Sessions ended because the guest had not acted on a doorbell for ten seconds.
     pub presumed_gone: u64,
+    /// Times that the region was found wiped and published again.
+    pub wipes: u64,
     /// Doorbells that were due; repetitions count.
     pub rings: u64,
     /// Of those, repetitions of one that the guest had not acted on.
@@ -185,10 +187,11 @@ impl fmt::Display for LinkStatus {
         )?;
         writeln!(
             f,
-            "  sessions  adopted {}, plain {}, presumed gone {}; bells {}, repeated {}; looks {}, wake-ups {}",
+            "  sessions  adopted {}, plain {}, presumed gone {}, region wiped {}; bells {}, repeated {}; looks {}, wake-ups {}",
             self.adoptions,
             self.plain_sessions,
             self.presumed_gone,
+            self.wipes,
             self.rings,
             self.rerings,
             self.services,

@@ -36,7 +36,7 @@ pub(crate) fn clear<M: Mem>(m: &M, port: &mut Port<'_, M>, state: &mut PmmDevice
     state.clear(m);
 }
 
-/// Makes a device as new for the session of a guest that said hello, its block and configuration included.
+/// Makes a device as new for the session of a guest that said hello, its block included.
 pub(crate) fn adopt<M: Mem>(
     m: &M,
     port: &mut Port<'_, M>,
@@ -47,7 +47,6 @@ pub(crate) fn adopt<M: Mem>(
 ) {
     clear(m, port, state);
     block::write(m, layout, index, base, port.offered(m.attribute()));
-    port.write_config(m);
 }
 
 /// Looks at one device in the session of `epoch`: starts, resets or serves it.

@@ -141,6 +141,10 @@ impl PlainDevice {
     pub const fn runs(&self) -> bool {
         self.running
     }
+    /// Whether the guest has not acknowledged an interrupt yet.
+    pub const fn is_unacknowledged(&self) -> bool {
+        self.interrupt != 0
+    }
     /// Queues that the guest has set up.
     pub const fn queues(&self) -> &DeviceRecord {
         &self.queues

@@ -15,6 +15,8 @@ pub fn scenarios() -> Vec<Scenario> {
         row("entropy: a flood of requests", flood),
         row("entropy: one request of eight buffers", eight_buffers),
         row("console: an output flood against a stuck terminal", stuck_terminal),
+        row("console: a total beyond a limit", total_beyond_a_limit),
+        row("console: a flood leaves the others their turn", fair_flood),
         row("console: control bytes", control_bytes),
         row("console: input with no buffer posted", no_buffer),
         row("console: a one-byte receive buffer", one_byte),
@@ -79,6 +81,49 @@ fn stuck_terminal(stage: &mut Stage) {
     }
     assert_eq!(count, 64);
     assert_eq!(stage.pmm.terminal.sent(), b"0123456789abcdef".repeat(64));
+    stage.guest.reset(&mut stage.pmm, OTHER);
+}
+
+/// A chain may name the same stretch many times, so its length is bounded by nothing but this check.
+fn total_beyond_a_limit(stage: &mut Stage) {
+    let features = Features::VERSION_1;
+    let place = stage.guest.place(OTHER);
+    let queue = place.queues[1];
+    stage.guest.ring(OTHER, 1, features);
+    stage.guest.start(&mut stage.pmm, OTHER, features);
+    let m = &stage.pmm.m;
+    let address = hvl_test_kit::BASE + u64::from(place.pool.at);
+    for index in 0..16u32 {
+        let (at, flags) = (queue.desc + 16 * index, u32::from(index < 15));
+        m.write32(at, address as u32);
+        m.write32(at + 4, (address >> 32) as u32);
+        m.write32(at + 8, place.pool.len);
+        m.write32(at + 12, flags | (index + 1) << 16);
+    }
+    // 16 times 32 KiB is allowed; the limit itself is told by the counter.
+    m.publish16(queue.avail + 2, 1);
+    for _ in 0..100 {
+        stage.pmm.service();
+    }
+    assert_eq!(stage.pmm.terminal.sent().len() as u32, 16 * place.pool.len);
+    assert_eq!(stage.pmm.device(OTHER).queues[1].malformed, 0);
+    stage.guest.reset(&mut stage.pmm, OTHER);
+}
+
+/// However much one call finds, it moves a bounded number of bytes.
+fn fair_flood(stage: &mut Stage) {
+    let features = Features::VERSION_1;
+    let mut ring = stage.guest.ring(OTHER, 1, features);
+    stage.guest.start(&mut stage.pmm, OTHER, features);
+    let pool = stage.guest.place(OTHER).pool;
+    while ring.add(&stage.pmm.m, &[Segment::readable(pool.at, pool.len)]).is_ok() {}
+    ring.publish(&stage.pmm.m);
+    let before = stage.pmm.terminal.sent().len();
+    let more = stage.pmm.service_once();
+    let moved = stage.pmm.terminal.sent().len() - before;
+    assert!(more && moved <= 8 * 65 * 1024, "{moved} bytes in one service");
+    stage.pmm.service();
+    assert_eq!(stage.pmm.terminal.sent().len() - before, 64 * pool.len as usize);
     stage.guest.reset(&mut stage.pmm, OTHER);
 }
 

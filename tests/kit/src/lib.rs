@@ -157,6 +157,13 @@ impl Pmm {
         panic!("the PMM had more to do after 1000 services: it spins");
     }
 
+    /// Lets it look once, however much there is to do. Returns whether there is more.
+    pub fn service_once(&mut self) -> bool {
+        let service = self.link.service(self.now);
+        self.rang |= service.ring;
+        service.again
+    }
+
     /// Lets time pass, up to each of its deadlines in turn.
     pub fn pass(&mut self, micros: u64) {
         let end = self.now + micros;

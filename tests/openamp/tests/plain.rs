@@ -176,6 +176,30 @@ fn a_front_end_that_dawdles_between_its_stores_is_understood() {
 }
 
 #[test]
+fn a_doorbell_lost_on_its_way_to_the_guest_is_rung_again_until_it_is_acknowledged() {
+    let mut board = Board::with(1);
+    let mut rng = rng(&board, Generation::G3);
+    rng.boot(&mut board, 4, 0);
+    draw(&mut board, &mut rng, 1);
+    rng.interrupt(&mut board);
+    rng.interrupt(&mut board);
+    for _ in 0..20 {
+        rng.add(&mut board, 0, 0x8000, 16, true);
+        board.0.borrow_mut().service();
+        assert!(board.rung(), "and this one is lost");
+        board.0.borrow_mut().pmm.pass(100_000);
+        assert!(board.rung(), "it is rung again");
+        assert_eq!(rng.complete(&mut board).len(), 1);
+        rng.interrupt(&mut board);
+        rng.interrupt(&mut board);
+        board.0.borrow_mut().pmm.pass(100_000);
+        board.rung();
+        board.0.borrow_mut().pmm.pass(5_000_000);
+        assert!(!board.rung(), "an acknowledged one is not");
+    }
+}
+
+#[test]
 fn a_reboot_without_any_reset_is_recognised() {
     for generation in GENERATIONS {
         for seed in 0..40 {

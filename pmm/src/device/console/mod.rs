@@ -15,6 +15,10 @@ use crate::host::{ByteEnd, EndError};
 const SEGMENTS: usize = 16;
 /// Bytes moved at a time through private memory.
 const CHUNK: usize = 512;
+/// Bytes of one request at the most: the same stretch may be named many times in a chain.
+const MAX_REQUEST: u32 = 1 << 20;
+/// Bytes that one call takes from the guest at the most, so that a flood leaves the link's other devices their turn.
+const BUDGET: usize = 64 << 10;
 
 /// The device, over a host end.
 pub struct Console<E> {
@@ -41,6 +45,7 @@ impl<E: ByteEnd> Console<E> {
     /// Guest to host. Returns whether the batch was full.
     fn transmit<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
         let Some(mut queue) = queues.queue(TRANSMIT) else { return Ok(false) };
+        let mut budget = BUDGET;
         for _ in 0..BATCH {
             let mut request = match self.sending.take() {
                 Some(request) => request,
@@ -49,7 +54,7 @@ impl<E: ByteEnd> Console<E> {
                     None => return Ok(false),
                 },
             };
-            if request.len(Access::Readable) == 0 {
+            if !(1..=MAX_REQUEST).contains(&request.len(Access::Readable)) {
                 queue.reject(request);
                 continue;
             }
@@ -57,8 +62,15 @@ impl<E: ByteEnd> Console<E> {
                 let mut bytes = [0; CHUNK];
                 let count = request.peek(queue.mem(), &mut bytes);
                 let Some(part) = bytes.get(..count).filter(|part| !part.is_empty()) else { break };
+                if budget == 0 {
+                    self.sending = Some(request);
+                    return Ok(true);
+                }
                 match self.end.write(part) {
-                    Ok(taken) if taken != 0 => request.advance(taken.min(count)),
+                    Ok(taken) if taken != 0 => {
+                        request.advance(taken.min(count));
+                        budget = budget.saturating_sub(taken);
+                    }
                     Ok(_) | Err(EndError::WouldBlock) => {
                         self.sending = Some(request);
                         return Ok(false);
