@@ -291,7 +291,8 @@ impl<'s> DriverRing<'s> {
         self.free = self.free.wrapping_add(count);
     }
 
-    /// Whether a completion waits that [`DriverRing::pop`] would return.
+    /// Whether a completion waits that [`DriverRing::pop`] would return. If so, whatever the device stored before it is
+    /// seen from here on.
     pub fn has_used<M: Mem>(&self, m: &M) -> bool {
         self.popped != self.known || m.observe16(self.words.used_index()) != self.popped
     }
@@ -545,7 +546,8 @@ impl<'s> DeviceRing<'s> {
         need_event(m.read16(self.words.used_event()), self.completed, old)
     }
 
-    /// Whether a chain waits that [`DeviceRing::take`] would return.
+    /// Whether a chain waits that [`DeviceRing::take`] would return. If so, whatever the driver stored before it is seen
+    /// from here on.
     pub fn has_available<M: Mem>(&self, m: &M) -> bool {
         self.taken != self.known || m.observe16(self.words.avail_index()) != self.taken
     }
