@@ -13,6 +13,7 @@ mod stats;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use hvl_oracle::Arena;
 use machine::{Cores, Machine, Watch};
 use report::{Outcome, Report};
 use std::path::PathBuf;
@@ -76,6 +77,7 @@ fn run(options: &Options) -> Result<Report> {
     let mut watch = Watch::start();
     for round in 0..rounds {
         watch.sample();
+        let arena = Arena::new();
         for (case, samples) in cases.iter().zip(&mut samples) {
             // Another contender begins in each round, so that none always follows the same one.
             let contenders = case.contenders.len();
@@ -85,7 +87,7 @@ fn run(options: &Options) -> Result<Report> {
                 if let Ok(mut now) = NOW.lock() {
                     *now = format!("{}, {name}", case.name);
                 }
-                samples[which].push(measure());
+                samples[which].push(measure(arena));
             }
         }
         eprint!("\rround {} of {rounds}", round + 1);
