@@ -64,6 +64,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Report> {
+    if let Some(page) = &options.markdown {
+        report::around_results(page)?;
+    }
     let machine = Machine::here();
     let cores = Cores::choose();
     let mut cases = cases::all(cores);

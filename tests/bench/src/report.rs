@@ -149,16 +149,9 @@ impl Report {
         out + &format!("\n![Time a message over the stock pair's, case by case]({picture})\n")
     }
 
-    /// Puts the results between the marks of a Markdown page, and the picture beside it.
+    /// Puts the results into a Markdown page, and the picture beside it.
     pub fn write_page(&self, page: &Path) -> Result<()> {
-        let text =
-            std::fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
-        let (Some((before, _)), Some((_, after))) = (text.split_once(BEGIN), text.split_once(END)) else {
-            bail!(
-                "{} has no lines `{BEGIN}` and `{END}` to put the results between; add them",
-                page.display()
-            );
-        };
+        let (before, after) = around_results(page)?;
         let picture = page.with_extension("svg");
         let name = picture.file_name().unwrap_or_default().to_string_lossy();
         let results = self.markdown(&name);
@@ -226,6 +219,16 @@ impl Report {
         root.present()?;
         Ok(())
     }
+}
+
+/// What stands before and after the results on a Markdown page; an error where it has no place for them, which is
+/// worth knowing before anything is measured.
+pub fn around_results(page: &Path) -> Result<(String, String)> {
+    let text = std::fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    let (Some((before, _)), Some((_, after))) = (text.split_once(BEGIN), text.split_once(END)) else {
+        bail!("{} has no lines `{BEGIN}` and `{END}` to put the results between; add them", page.display());
+    };
+    Ok((before.to_string(), after.to_string()))
 }
 
 /// Where the results begin on a page.
