@@ -213,6 +213,8 @@ pub struct LinkStorage<'s> {
     attached: AtomicBool,
     /// A bit for each device that has not looked since the doorbell rang.
     rang: AtomicU32,
+    /// A bit for each device that was made ready for sleep and has not been looked at since: only those need a bell.
+    asleep: AtomicU32,
     /// A bit for each device whose task found a lock taken.
     busy: AtomicU32,
     /// A hello waits for a task that is in the middle of something.
@@ -245,6 +247,7 @@ impl<'s> LinkStorage<'s> {
     pub const NEW: LinkStorage<'s> = LinkStorage {
         attached: AtomicBool::new(false),
         rang: AtomicU32::new(0),
+        asleep: AtomicU32::new(0),
         busy: AtomicU32::new(0),
         blocked: AtomicBool::new(false),
         looked: [const { AtomicU32::new(0) }; 2],
@@ -442,6 +445,7 @@ impl<'s, B: Board> Link<'s, B> {
     pub(crate) fn enter(&self, index: usize, now: Option<Instant>) -> Option<CellGuard<'s>> {
         let s = self.storage;
         s.rang.fetch_and(!bit(index), Ordering::AcqRel);
+        s.asleep.fetch_and(!bit(index), Ordering::AcqRel);
         let bell = driver_bell::pmm_bell(self.mem());
         let looked = self.step();
         let mut cell = self.cell(index)?;
@@ -487,11 +491,14 @@ impl<'s, B: Board> Link<'s, B> {
         self.storage.count(Count::Busy, 1);
     }
 
-    /// Says that the PMM's bell was acted on, once every open device has looked since: the PMM rings again while it
-    /// was not, and so wakes the task whose doorbell was lost.
+    /// Says that the PMM's bell was acted on, once every device that sleeps has looked since: the PMM rings again while
+    /// it was not, and so wakes the task whose doorbell was lost. A task that is busy with something else looks by
+    /// itself before it sleeps.
     fn acknowledge(&self, bell: u32) {
         let s = self.storage;
-        let all = (0..).zip(&s.seen).all(|(i, seen)| !s.is_open(i) || seen.load(Ordering::Acquire) == bell);
+        let asleep = s.asleep.load(Ordering::Acquire);
+        let all =
+            (0..).zip(&s.seen).all(|(i, seen)| asleep & bit(i) == 0 || seen.load(Ordering::Acquire) == bell);
         if all && s.pmm.load(Ordering::Acquire) != 0 {
             driver_bell::acted(self.mem(), bell);
         }
@@ -704,6 +711,7 @@ impl<'s, B: Board> Link<'s, B> {
 
     fn rest_of(&self, index: usize) -> Instant {
         let s = self.storage;
+        s.asleep.fetch_or(bit(index), Ordering::AcqRel);
         let mut until = Instant::NEVER;
         if let Some(mut cell) = self.cell(index) {
             let more = cell.arm(self.mem());

@@ -468,23 +468,65 @@ fn a_caller_that_was_turned_away_is_told_what_came_while_another_call_was_made()
 }
 
 #[test]
-fn the_pmm_is_told_that_a_bell_was_heard_only_when_every_task_has_looked() {
+fn the_pmm_is_told_that_a_bell_was_heard_only_when_every_task_that_sleeps_has_looked() {
     let board = TestBoard::new();
     let (link, mut rng, mut console) = open(&board, InFlight::Resend);
     let mut pmm = Pmm::start(&board);
     settle(&mut pmm, &link);
+    // Both tasks go to sleep; a bell may be lost for either.
+    (rng.next_deadline(), console.next_deadline());
     pmm.half.ring(&board.mem);
     rng.poll();
     assert!(!pmm.heard(), "the console's task may still sleep");
     console.poll();
     assert!(pmm.heard());
+    (rng.next_deadline(), console.next_deadline());
     pmm.half.ring(&board.mem);
     console.poll();
+    console.next_deadline();
     pmm.half.ring(&board.mem);
     rng.poll();
     assert!(!pmm.heard(), "two bells, one task each");
     console.poll();
     assert!(pmm.heard());
+}
+
+#[test]
+fn a_task_that_is_busy_with_something_else_does_not_make_the_guest_look_dead() {
+    let board = TestBoard::new();
+    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
+    let mut pmm = Pmm::start(&board);
+    settle(&mut pmm, &link);
+    // The entropy's task has what it wanted and waits for somebody else; it will look before it sleeps on the link.
+    rng.poll();
+    for round in 0..20 {
+        console.next_deadline();
+        pmm.half.ring(&board.mem);
+        console.poll();
+        assert!(pmm.heard(), "round {round}");
+    }
+    // What came meanwhile is found then.
+    pmm.half.ring(&board.mem);
+    assert_eq!(rng.next_deadline(), Some(hvl_frontend::Instant::UNKNOWN), "it looks instead of sleeping");
+}
+
+#[test]
+fn what_the_pmm_handed_over_before_this_side_saw_it_start_is_not_lost_with_it() {
+    let board = TestBoard::new();
+    let (link, _rng, mut console) = open(&board, InFlight::Resend);
+    let mut pmm = Pmm::start(&board);
+    link.poll(hvl_frontend::Clock::now(link.board()));
+    pmm.look();
+    // Adopted: the devices are set up, and the PMM starts them and serves the console at once.
+    link.poll(hvl_frontend::Clock::now(link.board()));
+    pmm.input.extend(b"early");
+    pmm.look();
+    pmm.look();
+    drop(pmm);
+    let mut pmm = Pmm::start(&board);
+    let mut bytes = [0; 16];
+    assert_eq!(console.read(&mut bytes), Ok(5), "{:?}", console.status());
+    settle(&mut pmm, &link);
 }
 
 #[test]

@@ -168,7 +168,8 @@ impl<'s> Cell<'s> {
     /// Returns whether the rings are sound, and whether there was anything.
     pub fn harvest<B: Board>(&mut self, link: &Link<'s, B>) -> (bool, bool) {
         let (mut sound, mut progress) = (true, false);
-        if !self.runs() {
+        // Also before this side has seen that it runs: the PMM may have begun, and died.
+        if !matches!(self.status, DeviceStatus::Running | DeviceStatus::Starting) {
             return (sound, progress);
         }
         for queue in self.queues.iter_mut().filter_map(Room::queue) {

@@ -88,11 +88,7 @@ fn about<B: Machine>(
 }
 
 /// How the link stands, one line of three; without its end.
-pub fn link_line<B: Board>(
-    line: usize,
-    link: &Link<'_, B>,
-    out: &mut dyn fmt::Write,
-) -> Option<fmt::Result> {
+pub fn link_line<B: Board>(line: usize, link: &Link<'_, B>, out: &mut dyn fmt::Write) -> Option<fmt::Result> {
     let (pmm, driver) = link.epochs();
     Some(match line {
         0 => match link.state() {
