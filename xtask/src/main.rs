@@ -23,6 +23,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure the ring beside the stock pair and beside its limits; `cargo xtask bench --help` is the program's own help.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to the program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Sit at the shell of a Cortex-R5 that is emulated: everything is built and started, and ends with this.
     ///
     /// The shell's console and random bytes come through a hypervisor-less virtio link from a pmm on this machine.
@@ -46,6 +53,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench { arguments } => test::bench(&arguments),
         Command::Demo(options) => demo::run(&options),
         Command::Map => map::run(),
         Command::Mutants(options) => mutants::run(&options),

@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -16,6 +17,9 @@ use crate::{paths, process};
 
 /// A test that has not finished by then hangs, which for a planted fault is a way of being noticed.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// A shorter list would show little.
+const FEWEST: usize = 25;
 
 /// Options of `cargo xtask mutants`.
 #[derive(clap::Args)]
@@ -67,6 +71,9 @@ fn read_list() -> Result<Vec<Mutant>> {
 pub fn check() -> Result<()> {
     let list = read_list()?;
     let stale: Vec<_> = list.iter().filter_map(|mutant| mutant.plant(paths::root()).err()).collect();
+    if list.len() < FEWEST {
+        bail!("tests/mutants.toml lists {} faults; {FEWEST} are the least", list.len());
+    }
     if let Some(first) = stale.first() {
         bail!("{} of {} faults cannot be planted; first: {first:#}", stale.len(), list.len());
     }
@@ -166,13 +173,21 @@ pub fn run(options: &Options) -> Result<()> {
     let chosen: Vec<_> =
         list.iter().filter(|mutant| options.only.is_empty() || options.only.contains(&mutant.name)).collect();
     let mut survivors = Vec::new();
+    let mut sound_tests = HashSet::new();
     for (number, mutant) in (1..).zip(&chosen) {
         let start = Instant::now();
         eprint!("{number}/{} {} ... ", chosen.len(), mutant.name);
+        // A test that is red without the fault notices nothing.
+        let log = tree.with_file_name("log");
+        if sound_tests.insert((&mutant.package, &mutant.test))
+            && judge(&mut mutant.command(&tree), &log)? != Verdict::Green
+        {
+            bail!("{} {} is not green without any fault; see {}", mutant.package, mutant.test, log.display());
+        }
         let file = tree.join(&mutant.file);
         let sound = fs::read_to_string(&file)?;
         fs::write(&file, mutant.plant(&tree)?)?;
-        let verdict = judge(&mut mutant.command(&tree), &tree.with_file_name("log"));
+        let verdict = judge(&mut mutant.command(&tree), &log);
         fs::write(&file, &sound)?;
         let verdict = verdict?;
         let (noticed, how) = match &verdict {

@@ -53,3 +53,11 @@ pub fn device_half(context: &Context) -> Result<()> {
     build.args(["--quiet", "--release", "--lib", "--no-default-features", "--manifest-path"]);
     process::run(build.arg(paths::root().join("pmm/Cargo.toml")))
 }
+
+/// `cargo xtask bench`: the measurements are a program of their own.
+pub fn bench(arguments: &[String]) -> Result<()> {
+    let mut command = cargo(&["run", "--quiet", "--release", "--package", "hvl-bench", "--"]);
+    let status = command.args(arguments).status()?;
+    anyhow::ensure!(status.success(), "the measurements failed ({status}); see above");
+    Ok(())
+}
