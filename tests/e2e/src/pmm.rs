@@ -118,6 +118,16 @@ pub fn sleeps(process: u32) -> Result<u64> {
     Ok(sum)
 }
 
+/// Processor time that a process has used, all threads together, in hundredths of a second.
+pub fn busy(id: u32) -> Result<u64> {
+    let path = format!("/proc/{id}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+    // Behind the name, which may hold anything: the state, ten more, then user and system time.
+    let (_, rest) = stat.rsplit_once(')').context("a line without a name")?;
+    let times = rest.split_whitespace().skip(11).take(2).map(|time| time.parse::<u64>());
+    times.sum::<Result<u64, _>>().with_context(|| format!("{path} is not understood"))
+}
+
 /// The memory of a process that is in use, in KiB.
 pub fn resident(process: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;

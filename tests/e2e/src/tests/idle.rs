@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Tools;
 use crate::guest::Kind;
-use crate::pmm::{resident, sleeps};
+use crate::pmm::{busy, resident, sleeps};
 use crate::rig::{Bell, Rig};
 use crate::terminal::wait;
 
@@ -43,15 +43,20 @@ pub fn run(tools: &Tools, kind: Kind) -> Result<()> {
     let loops_before = loops()?;
     // The threads that answered are asleep again after another second.
     silence(1)?;
-    let slept_before = sleeps(id)?;
+    let (slept_before, busy_before) = (sleeps(id)?, busy(id)?);
     silence(WINDOW)?;
     let slept = sleeps(id)? - slept_before;
+    let used = busy(id)? - busy_before;
     let looped = loops()? - loops_before;
     println!(
-        "pmm: {slept} sleeps of its threads and {looped} rounds of its loop in {} s, {} KiB resident",
+        "pmm: {slept} sleeps of its threads and {looped} rounds of its loop in {} s, {}0 ms of processor time, {} KiB \
+         resident",
         WINDOW + 1,
+        used,
         resident(id)?
     );
+    // Who never sleeps has few sleeps too.
+    ensure!(used <= WINDOW, "the pmm used {used}0 ms of processor time in {WINDOW} s with nothing to do");
     // One more may fall into the window; the loop was asked after a second more, and is woken by the question.
     ensure!(slept <= WINDOW + 1, "the pmm's threads went to sleep {slept} times in {WINDOW} s");
     ensure!(looped <= WINDOW + 3, "the pmm's loop went round {looped} times in {WINDOW} s");
