@@ -18,15 +18,15 @@ pub fn fmt(_: &Context) -> Result<()> {
 }
 
 pub fn clippy(_: &Context) -> Result<()> {
-    process::run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    process::run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-features", "--all-targets", "--", "-D", "warnings"]))
 }
 
 pub fn doc(_: &Context) -> Result<()> {
-    process::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    process::run(cargo(&["doc", "--quiet", "--workspace", "--all-features", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 pub fn unit(_: &Context) -> Result<()> {
-    process::run(&mut cargo(&["test", "--quiet", "--workspace"]))
+    process::run(&mut cargo(&["test", "--quiet", "--workspace", "--all-features"]))
 }
 
 pub fn firmware(context: &Context) -> Result<()> {
