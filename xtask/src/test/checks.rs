@@ -18,11 +18,23 @@ pub fn fmt(_: &Context) -> Result<()> {
 }
 
 pub fn clippy(_: &Context) -> Result<()> {
-    process::run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-features", "--all-targets", "--", "-D", "warnings"]))
+    process::run(&mut cargo(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-features",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
 }
 
 pub fn doc(_: &Context) -> Result<()> {
-    process::run(cargo(&["doc", "--quiet", "--workspace", "--all-features", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    process::run(
+        cargo(&["doc", "--quiet", "--workspace", "--all-features", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
 }
 
 pub fn unit(_: &Context) -> Result<()> {
