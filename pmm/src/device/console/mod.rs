@@ -16,7 +16,7 @@ const SEGMENTS: usize = 16;
 /// Bytes moved at a time through private memory.
 const CHUNK: usize = 512;
 /// Bytes of one request at the most: the same stretch may be named many times in a chain.
-const MAX_REQUEST: u32 = 1 << 20;
+const MAX_REQUEST: u32 = 256 << 10;
 /// Bytes that one call takes from the guest at the most, so that a flood leaves the link's other devices their turn.
 const BUDGET: usize = 64 << 10;
 
