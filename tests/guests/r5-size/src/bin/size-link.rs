@@ -1,4 +1,4 @@
-//! The same with a link, a console and entropy: every call that a program needs, each once.
+//! The same with a link, a console and entropy: attach, open, poll, read, write, fill and the deadline, each once.
 #![no_std]
 #![no_main]
 
