@@ -13,7 +13,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hvl_shared_abi::epoch::{self, GuestLook, PmmDevice, PmmHalf, StaticWords};
-use hvl_shared_abi::header::{Extent, MAX_DEVICES, reg};
+use hvl_shared_abi::header::{Extent, Fault, MAX_DEVICES, reg};
 use hvl_shared_abi::layout::{DevicePlace, Layout, MAX_QUEUES};
 use hvl_shared_abi::ring::split::DeviceSlot;
 use hvl_shared_abi::{Mem, ShmRegion, Window, block};
@@ -486,7 +486,10 @@ impl<'s, M: Mem> Link<'s, M> {
                     Session::Plain => seat.plain.runs(),
                 },
                 must_reboot: seat.plain.is_orphan(),
-                fault: fault_name(seat.state.fault()),
+                fault: fault_name(match seat.plain.fault() {
+                    Fault::None => seat.state.fault(),
+                    fault => fault,
+                }),
                 features: port.features.bits(),
                 resets: port.resets,
                 ring_faults: port.ring_faults,

@@ -23,7 +23,9 @@ use crate::doorbell::HostDoorbell;
 use crate::failure::{Failure, refused};
 use crate::host::{SharedEnd, SystemEntropy};
 use crate::link::{Link, LinkPlan};
-use crate::observe::{Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited};
+use crate::observe::{
+    Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, remedy,
+};
 use crate::open::{OpenLink, Opened};
 use crate::options::Run;
 use crate::snapshot::{DeviceSnapshot, LinkSnapshot, Profile};
@@ -387,23 +389,13 @@ impl Notices {
             self.words = words.to_vec();
             limited!(warn, self.last_words, now, "last words of the guest: {}", words.escape_ascii());
         }
+        let profile = profile_name(self.before.profile);
         for (was, is) in before.devices.iter().zip(&self.before.devices) {
             let (Some(was), Some(is)) = (was, is) else { continue };
             let name = is.kind;
-            if (was.runs, was.must_reboot) != (is.runs, is.must_reboot) {
-                match is.must_reboot {
-                    true => limited!(
-                        warn,
-                        self.faults,
-                        now,
-                        "{name}: a plain guest of another pmm is at work and cannot be served before it is rebooted; --state FILE avoids that"
-                    ),
-                    false => limited!(info, self.sessions, now, "{name}: {}", device_state(is)),
-                }
-            }
             if was.ring_faults != is.ring_faults {
                 let what = is.last_ring_fault.map(|fault| format!("{fault:?}")).unwrap_or_default();
-                limited!(warn, self.faults, now, "{name}: its rings are broken ({what}); it needs a reset");
+                limited!(warn, self.faults, now, "{name}: its rings are broken ({what})");
             }
             if was.features_refused != is.features_refused {
                 limited!(
@@ -415,6 +407,13 @@ impl Notices {
             }
             if was.queues_refused != is.queues_refused {
                 limited!(warn, self.faults, now, "{name}: its driver asked for a queue where none can be");
+            }
+            let state = device_state(is);
+            if device_state(was) != state {
+                match remedy(profile, state) {
+                    Some(remedy) => limited!(warn, self.faults, now, "{name}: {state}: {remedy}"),
+                    None => limited!(info, self.sessions, now, "{name}: {state}"),
+                }
             }
             for (index, (was, is)) in was.queues.iter().zip(&is.queues).enumerate() {
                 let more = is.malformed.wrapping_sub(was.malformed);

@@ -50,7 +50,8 @@ pub struct DeviceSnapshot {
     pub runs: bool,
     /// A plain guest of a predecessor is at work on it: it cannot be served before it reboots.
     pub must_reboot: bool,
-    /// `none`, `features-refused` or `needs-reset`.
+    /// `none`, `features-refused` or `needs-reset`: its driver broke the rules, and the device is served again after a
+    /// reset. In either profile.
     pub fault: &'static str,
     /// Features that the driver accepted.
     pub features: u64,

@@ -14,4 +14,6 @@ pub use condition::Condition;
 pub use control::Control;
 pub use limit::Limit;
 pub(crate) use limit::limited;
-pub use status::{DeviceStatus, DoorbellStatus, LinkStatus, Process, QueueStatus, RegionStatus, Status};
+pub use status::{
+    DeviceStatus, DoorbellStatus, LinkStatus, Process, QueueStatus, RegionStatus, Status, remedy,
+};

@@ -104,8 +104,8 @@ pub struct DoorbellStatus {
 pub struct DeviceStatus {
     /// `console`, `rng` ...
     pub name: String,
-    /// `running`, `off`, `features-refused`, `needs-reset`, or `must-reboot`: a plain guest of a predecessor is at work
-    /// on it and cannot be served before it reboots.
+    /// `running`, `off`, `features-refused`, `needs-reset` or `must-reboot`; [`remedy`] says what the last three wait
+    /// for.
     pub state: String,
     /// What its host end says of itself.
     pub host: String,
@@ -138,6 +138,30 @@ pub struct QueueStatus {
     pub malformed: u64,
     /// Bytes moved.
     pub bytes: u64,
+}
+
+/// What has to happen before a device in this state, in a session of this profile, is served: a sentence for people, or
+/// nothing if it is served or nobody asks it to.
+pub fn remedy(profile: &str, state: &str) -> Option<&'static str> {
+    Some(match (state, profile) {
+        ("needs-reset", "plain") => {
+            "its driver broke its rings; it is served again when the guest writes 0 to its Status, as a reboot does"
+        }
+        ("needs-reset", _) => "its driver broke its rings; it is served again when its driver resets it",
+        ("features-refused", "plain") => {
+            "its driver accepted features that were not offered; it is served when the guest writes 0 to its Status \
+             and accepts others"
+        }
+        ("features-refused", _) => {
+            "its driver accepted features that were not offered, or not those that the link needs; it is served when \
+             its driver resets it and accepts others"
+        }
+        ("must-reboot", _) => {
+            "a plain guest of another pmm is at work and cannot be served before it is rebooted; --state FILE avoids \
+             that"
+        }
+        _ => return None,
+    })
 }
 
 impl LinkStatus {
@@ -213,6 +237,9 @@ impl fmt::Display for LinkStatus {
                 device.queues_refused,
                 device.host
             )?;
+            if let Some(remedy) = remedy(&self.profile, &device.state) {
+                writeln!(f, "    {}: {remedy}", device.state)?;
+            }
             for (index, queue) in device.queues.iter().enumerate() {
                 writeln!(
                     f,

@@ -21,7 +21,7 @@
 //! look and its acknowledgement would otherwise wipe out what came meanwhile. A needless interrupt does no harm.
 
 use hvl_shared_abi::header::{
-    Extent, HEADER_SIZE, MAX_DEVICES, PFN_ACK, PLAIN_PAGE, QUEUE_POISON, Status, reg,
+    Extent, Fault, HEADER_SIZE, MAX_DEVICES, PFN_ACK, PLAIN_PAGE, QUEUE_POISON, Status, reg,
 };
 use hvl_shared_abi::layout::{MAX_QUEUES, QueuePlace};
 use hvl_shared_abi::ring::Windows;
@@ -84,6 +84,22 @@ enum News {
     Missed,
 }
 
+/// How far a plain device is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Its driver has not said DRIVER_OK, or has set up no queue.
+    #[default]
+    Off,
+    /// It serves its queues.
+    Running,
+    /// The driver is a predecessor's, of which nothing is known: it is served when it has set its queues up again,
+    /// which takes a reboot.
+    Orphan,
+    /// Its driver has broken the rules. The registers have no word for it that is ours to store, so the device is
+    /// silent until the driver resets it, or sets its queues up again.
+    Broken(Fault),
+}
+
 /// One plain device's registers, as this side knows them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlainDevice {
@@ -91,12 +107,10 @@ pub(crate) struct PlainDevice {
     queues: DeviceRecord,
     count: usize,
     last_sel: u32,
-    running: bool,
+    state: State,
     interrupt: u32,
     /// Something was completed since the last acknowledgement.
     news: bool,
-    /// A predecessor's guest, of which nothing is known.
-    orphan: bool,
     /// The page number that QueuePFN may still hold from before: no news by itself.
     stale_pfn: u32,
     /// Registers that could mean two things, and since when they have not changed.
@@ -135,11 +149,18 @@ impl Seen {
 impl PlainDevice {
     /// Whether a predecessor's guest is at work that this PMM cannot serve before it reboots.
     pub const fn is_orphan(&self) -> bool {
-        self.orphan
+        matches!(self.state, State::Orphan)
     }
     /// Whether the device serves its queues.
     pub const fn runs(&self) -> bool {
-        self.running
+        matches!(self.state, State::Running)
+    }
+    /// What its driver did that keeps it from being served before a reset.
+    pub const fn fault(&self) -> Fault {
+        match self.state {
+            State::Broken(fault) => fault,
+            _ => Fault::None,
+        }
     }
     /// Whether the guest has not acknowledged an interrupt yet.
     pub const fn is_unacknowledged(&self) -> bool {
@@ -159,7 +180,8 @@ impl PlainDevice {
     ) -> PlainDevice {
         let status = m.observe32(port.window.at(reg::STATUS));
         let stale_pfn = m.read32(port.window.at(reg::QUEUE_PFN));
-        let mut device = PlainDevice { status, orphan: status != 0, stale_pfn, ..PlainDevice::default() };
+        let state = if status == 0 { State::Off } else { State::Orphan };
+        let mut device = PlainDevice { status, state, stale_pfn, ..PlainDevice::default() };
         if let Some(record) = record.filter(|_| status & Status::DRIVER_OK.bits() != 0) {
             device.resume(m, port, region, record);
         }
@@ -184,7 +206,9 @@ impl PlainDevice {
             self.count = index.saturating_add(1);
         }
         self.queues = *record;
-        self.orphan = self.count == 0;
+        if self.count != 0 {
+            self.state = State::Off;
+        }
     }
 
     /// Makes the device as new: the guest has rebooted or gone.
@@ -229,10 +253,10 @@ impl PlainDevice {
         if seen.ack != 0 {
             self.acknowledged(m, port.window, seen.ack, &mut outcome);
         }
-        if driver_ok && !self.running && !self.orphan && self.count != 0 {
+        if driver_ok && self.state == State::Off && self.count != 0 {
             self.start(m, port);
         }
-        if self.running {
+        if self.runs() {
             self.serve(m, port, region, &mut outcome);
         }
         outcome
@@ -288,7 +312,8 @@ impl PlainDevice {
         let Request { sel, num, pfn } = seen.request;
         let selected = usize::try_from(sel).ok().filter(|_| sel != QUEUE_POISON);
         let again = selected.is_some_and(|selected| selected < self.count);
-        if again || self.orphan || self.last().is_some_and(|last| last.pfn == pfn) {
+        let stopped = matches!(self.state, State::Orphan | State::Broken(_));
+        if again || stopped || self.last().is_some_and(|last| last.pfn == pfn) {
             // A queue that was set up already is set up again: a reboot that was too quick to show in Status.
             self.clear(m, port);
             self.status = seen.status;
@@ -344,12 +369,12 @@ impl PlainDevice {
         let accepted = u64::from(m.read32(port.window.at(reg::DRIVER_FEATURES)));
         if accepted & !plain_features(port) != 0 {
             port.features_refused = port.features_refused.wrapping_add(1);
-            self.orphan = true;
+            self.state = State::Broken(Fault::FeaturesRefused);
             return;
         }
         port.features = Features::from_bits_retain(accepted);
         port.device.activate(port.features);
-        self.running = true;
+        self.state = State::Running;
     }
 
     fn serve<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>, region: ShmRegion, outcome: &mut Outcome) {
@@ -366,10 +391,9 @@ impl PlainDevice {
                 }
             }
             Err(_) => {
-                // The registers have no word for it that is ours to store: the device is silent until a reset.
                 let status = self.status;
                 self.clear(m, port);
-                (self.status, self.orphan) = (status, true);
+                (self.status, self.state) = (status, State::Broken(Fault::NeedsReset));
             }
         }
     }

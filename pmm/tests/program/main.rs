@@ -3,6 +3,8 @@
 //! Nothing here sleeps. A test waits for a line, a state (`pmm status --wait-for`) or an end; where a time is given it
 //! is a guard whose message names what did not happen.
 
+mod plain;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

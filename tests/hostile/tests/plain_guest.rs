@@ -1,0 +1,89 @@
+//! What a plain guest does to a PMM with the legacy registers alone: each test drives them by hand, as a front-end that
+//! is wrong would.
+
+use hvl_pmm::snapshot::{DeviceSnapshot, Profile};
+use hvl_shared_abi::Mem;
+use hvl_test_kit::{BASE, Pmm, region};
+
+const DRIVER_FEATURES: u32 = 0x020;
+const QUEUE_SEL: u32 = 0x030;
+const QUEUE_NUM: u32 = 0x038;
+const QUEUE_PFN: u32 = 0x040;
+const STATUS: u32 = 0x070;
+const ACK: u32 = 0xaabb_aabb;
+const PAGE: u32 = 0x1000;
+
+struct Guest {
+    pmm: Pmm,
+}
+
+impl Guest {
+    fn new() -> Guest {
+        Guest { pmm: Pmm::start(region()) }
+    }
+
+    fn put(&self, register: u32, value: u32) {
+        self.pmm.m.publish32(register, value);
+    }
+
+    /// Asks for a queue of two entries in the page at `at`. Whether it was acknowledged within 200 ms, which is longer
+    /// than registers that could mean two things are doubted.
+    fn set_up(&mut self, window: u32, queue: u32, at: u32) -> bool {
+        self.put(window + QUEUE_SEL, queue);
+        self.put(window + QUEUE_NUM, 2);
+        self.put(window + QUEUE_PFN, (BASE as u32 + at) / PAGE);
+        self.is_acknowledged(window)
+    }
+
+    fn is_acknowledged(&mut self, window: u32) -> bool {
+        self.pmm.pass(200_000);
+        self.pmm.m.read32(window + QUEUE_PFN) == ACK
+    }
+
+    /// The entropy device runs, with its ring at `at`.
+    fn boot(&mut self, at: u32) {
+        self.pmm.m.copy_out(at, &[0; 3 * PAGE as usize]);
+        self.put(STATUS, 1);
+        self.put(DRIVER_FEATURES, 0);
+        assert!(self.set_up(0, 0, at), "a sound queue at {at:#x} is acknowledged");
+        self.put(STATUS, 4);
+        self.pmm.pass(20_000);
+        assert!(self.device().runs);
+    }
+
+    fn device(&self) -> DeviceSnapshot {
+        self.pmm.device(0)
+    }
+}
+
+#[test]
+fn broken_rings_need_a_reset_and_no_reboot() {
+    let mut guest = Guest::new();
+    guest.boot(PAGE);
+    // The available index runs ahead of the queue.
+    guest.pmm.m.write16(PAGE + 32 + 2, 1000);
+    guest.pmm.pass(20_000);
+    let device = guest.device();
+    assert_eq!((device.fault, device.runs, device.must_reboot), ("needs-reset", false, false));
+    assert_eq!((device.ring_faults, guest.pmm.snapshot().profile), (1, Profile::Plain));
+    guest.put(STATUS, 0);
+    guest.pmm.pass(20_000);
+    assert_eq!(guest.device().fault, "none");
+    guest.boot(PAGE);
+}
+
+#[test]
+fn features_that_were_not_offered_need_a_reset_and_no_reboot() {
+    let mut guest = Guest::new();
+    guest.put(STATUS, 1);
+    guest.put(DRIVER_FEATURES, 1 << 31);
+    assert!(guest.set_up(0, 0, PAGE));
+    guest.put(STATUS, 4);
+    guest.pmm.pass(20_000);
+    let device = guest.device();
+    assert_eq!((device.fault, device.runs, device.must_reboot), ("features-refused", false, false));
+    assert_eq!(device.features_refused, 1);
+    guest.put(STATUS, 0);
+    guest.pmm.pass(20_000);
+    guest.boot(PAGE);
+}
