@@ -7,8 +7,9 @@
 //!
 //! One thing the registers do not say is whether QueuePFN is news: a front-end that stores page numbers back leaves the
 //! last one there, and after a reboot stores QueueNum before it. So a page number that was there before counts as a
-//! request only when nothing has changed for 100 ms; any other counts at once. In the same way an acknowledgement
-//! that the front-end seems to have missed is stored again. Acting at once instead would now and then take another
+//! request only when nothing has changed for 100 ms; any other counts at once. A request that was refused is looked at
+//! again as slowly, since what was in its way may have gone. In the same way an acknowledgement that the front-end
+//! seems to have missed is stored again. Acting at once instead would now and then take another
 //! queue's ring, or overwrite a page number just stored.
 //!
 //! There is no identity of either side in these registers, so:
@@ -115,7 +116,7 @@ pub(crate) struct PlainDevice {
     stale_pfn: u32,
     /// Registers that could mean two things, and since when they have not changed.
     doubtful: Option<(Request, Micros)>,
-    /// The last request that was refused; it is counted once.
+    /// The last request that was refused: it is counted once, and looked at again while it stands.
     refusal: Option<Request>,
     /// Requests that named no place for a ring.
     pub refused: u64,
@@ -267,8 +268,7 @@ impl PlainDevice {
         let Request { sel, num, pfn } = request;
         let last = self.last();
         let stored_back = last.is_some_and(|last| last.pfn == pfn);
-        let asked =
-            num != QUEUE_POISON && num != 0 && pfn != 0 && pfn != PFN_ACK && self.refusal != Some(request);
+        let asked = num != QUEUE_POISON && num != 0 && pfn != 0 && pfn != PFN_ACK;
         let verdict = if asked {
             News::Request
         } else if num == QUEUE_POISON && stored_back && sel == self.last_sel && !driver_ok {
@@ -280,7 +280,10 @@ impl PlainDevice {
             // The page number of the last queue, stored back; that of this one is still to come.
             return News::None;
         }
-        if verdict == News::None || (asked && !stored_back && pfn != self.stale_pfn) {
+        // A request that was refused may have become good since, as when another device gave its rings back; or it is
+        // what a guest left that has rebooted.
+        let is_new = pfn != self.stale_pfn && self.refusal != Some(request);
+        if verdict == News::None || (asked && !stored_back && is_new) {
             self.doubtful = None;
             return verdict;
         }
@@ -326,8 +329,9 @@ impl PlainDevice {
             });
         let ring = place.and_then(|place| Some((place, port.spare.get_mut(index)?.take()?)));
         let Some((place, mut ring)) = ring else {
-            self.refused = self.refused.wrapping_add(1);
-            self.refusal = Some(seen.request);
+            if self.refusal.replace(seen.request) != Some(seen.request) {
+                self.refused = self.refused.wrapping_add(1);
+            }
             return Outcome::default();
         };
         ring.replace(place);

@@ -11,6 +11,8 @@ const QUEUE_NUM: u32 = 0x038;
 const QUEUE_PFN: u32 = 0x040;
 const STATUS: u32 = 0x070;
 const ACK: u32 = 0xaabb_aabb;
+/// The window of the console, behind that of the entropy device.
+const CONSOLE: u32 = 0x200;
 const PAGE: u32 = 0x1000;
 
 struct Guest {
@@ -86,4 +88,27 @@ fn features_that_were_not_offered_need_a_reset_and_no_reboot() {
     guest.put(STATUS, 0);
     guest.pmm.pass(20_000);
     guest.boot(PAGE);
+}
+
+#[test]
+fn a_placement_that_was_refused_is_taken_when_it_has_become_good() {
+    let mut guest = Guest::new();
+    guest.boot(PAGE);
+    // The console asks for the ring of the other device, again and again.
+    guest.put(CONSOLE + STATUS, 1);
+    for _ in 0..3 {
+        assert!(!guest.set_up(CONSOLE, 0, PAGE), "two devices on one ring");
+        assert_eq!(guest.pmm.device(1).queues_refused, 1, "a request that stands is counted once");
+    }
+    // A third place is good at once, without any reset.
+    assert!(guest.set_up(CONSOLE, 0, 4 * PAGE));
+
+    // The other device gives its ring back, and now what was refused is good.
+    guest.put(CONSOLE + STATUS, 0);
+    guest.pmm.pass(20_000);
+    guest.put(CONSOLE + STATUS, 1);
+    assert!(!guest.set_up(CONSOLE, 0, PAGE), "two devices on one ring");
+    guest.put(STATUS, 0);
+    assert!(guest.is_acknowledged(CONSOLE), "the request still stands, and nothing is in its way");
+    guest.boot(8 * PAGE);
 }
