@@ -258,7 +258,7 @@ fn status_of(
 ) -> LinkStatus {
     let snapshot = link.snapshot();
     let counters = doorbell.counters();
-    let console = console.map_or("", |console| console.get().state());
+    let console = console.map_or("".into(), |console| console.get().state());
     LinkStatus {
         state: "serving".into(),
         doorbell: DoorbellStatus {
@@ -282,7 +282,7 @@ fn status_of(
         services: snapshot.counters.services,
         wakeups,
         last_words: String::from_utf8_lossy(link.last_words()).into_owned(),
-        devices: snapshot.devices.iter().flatten().map(|device| device_status(device, console)).collect(),
+        devices: snapshot.devices.iter().flatten().map(|device| device_status(device, &console)).collect(),
         ..first.clone()
     }
 }

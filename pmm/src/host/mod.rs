@@ -87,8 +87,8 @@ pub trait HostEnd: ByteEnd + Send {
         false
     }
 
-    /// One or two words for the status, such as `no client`.
-    fn state(&self) -> &'static str;
+    /// A few words for the status, such as `no client`.
+    fn state(&self) -> std::borrow::Cow<'static, str>;
 
     /// A line that tells the user where this end is, if he cannot know.
     fn announcement(&self) -> Option<String> {

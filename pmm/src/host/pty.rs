@@ -1,5 +1,6 @@
 //! `pty[:LINK]`: a console on a new pseudo-terminal, for screen, minicom and their like.
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -119,8 +120,8 @@ impl HostEnd for PtyEnd {
         self.controller.forget();
     }
 
-    fn state(&self) -> &'static str {
-        "open"
+    fn state(&self) -> Cow<'static, str> {
+        "open".into()
     }
 
     fn announcement(&self) -> Option<String> {

@@ -4,6 +4,7 @@
 //! nothing is lost and nothing grows here. A client that leaves and returns goes on where the kernel had taken bytes;
 //! what it had not read then is its loss. A second client waits in the socket's backlog until the first one leaves.
 
+use std::borrow::Cow;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -99,8 +100,8 @@ impl HostEnd for SocketEnd {
         }
     }
 
-    fn state(&self) -> &'static str {
-        if self.client.is_some() { "client connected" } else { "no client" }
+    fn state(&self) -> Cow<'static, str> {
+        if self.client.is_some() { "client connected".into() } else { "no client".into() }
     }
 
     fn announcement(&self) -> Option<String> {
@@ -131,7 +132,7 @@ mod tests {
 
         let mut one = UnixStream::connect(&path).unwrap();
         wait(&mut end);
-        assert_eq!((end.state(), end.write(b"hello")), ("client connected", Ok(5)));
+        assert_eq!((&*end.state(), end.write(b"hello")), ("client connected", Ok(5)));
         one.read_exact(&mut into[..5]).unwrap();
         assert_eq!(&into[..5], b"hello");
         assert_eq!(end.read(&mut into), Err(EndError::WouldBlock));

@@ -4,6 +4,7 @@
 //! the program, Ctrl-A h helps, Ctrl-A Ctrl-A is a Ctrl-A. So the terminal is read even when no guest wants input, into
 //! a short type-ahead; a pipe is read only when the guest has room, and its bytes are not looked at.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -135,13 +136,14 @@ impl HostEnd for StdioEnd {
         self.terminal.as_ref().is_some_and(|keys| keys.end)
     }
 
-    fn state(&self) -> &'static str {
+    fn state(&self) -> Cow<'static, str> {
         match (self.terminal.is_some(), self.input.input_closed(), self.output.output_closed()) {
             (_, _, true) => "output closed",
             (_, true, _) => "input ended",
             (true, ..) => "terminal",
             (false, ..) => "open",
         }
+        .into()
     }
 
     fn announcement(&self) -> Option<String> {
@@ -238,7 +240,7 @@ mod tests {
         drain.read_exact(&mut into[..3]).unwrap();
         drop(feed);
         assert_eq!(end.read(&mut into), Err(EndError::Closed));
-        assert_eq!((end.state(), end.write(b"still"), end.announcement()), ("input ended", Ok(5), None));
+        assert_eq!((&*end.state(), end.write(b"still"), end.announcement()), ("input ended", Ok(5), None));
         // Others who share the pipe may still block on it.
         let flags = rustix::fs::fcntl_getfl(&output).unwrap();
         assert!(!flags.contains(OFlags::NONBLOCK));
