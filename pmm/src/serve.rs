@@ -36,6 +36,12 @@ use crate::transport::plain::Recorder;
 /// a reader, seldom enough for a guest under load.
 const NOTICE_US: u64 = 10_000;
 
+/// The clock of an event loop: microseconds since it was started.
+fn clock() -> impl Fn() -> u64 {
+    let start = Instant::now();
+    move || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Serves links until a signal comes, a user asks for the end, or every link has ended.
 ///
 /// # Errors
@@ -59,6 +65,7 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
     }
     control.set_boards(boards.clone());
 
+    let clock = clock();
     let mut watches = Watches::default();
     // A board is closed last of all in a thread, and wakes this loop; `is_finished` comes a moment later and does not.
     while boards.iter().any(|board| !board.is_closed()) {
@@ -66,7 +73,7 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
         watches.add(signals.as_raw_fd(), true, false);
         watches.add(waker.as_raw_fd(), true, false);
         control.watch(&mut watches);
-        watches.wait(None);
+        watches.wait(control.deadline_us().map(|at| at.saturating_sub(clock())));
         waker.clear();
         if let Some(signal) = signals.take() {
             info!("{signal}: ending");
@@ -76,14 +83,14 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
         if boards.iter().any(|board| board.is_stopping()) {
             boards.iter().for_each(|board| board.stop());
         }
-        control.progress();
+        control.progress(clock());
     }
     let mut results = threads.into_iter().map(|thread| {
         thread.join().unwrap_or_else(|_| refused("a link's thread died; this is a defect of pmm"))
     });
     let first = results.find(Result::is_err);
     // Whoever follows hears the end.
-    control.progress();
+    control.progress(clock());
     first.unwrap_or(Ok(()))
 }
 
@@ -161,8 +168,7 @@ struct Loop<'s, 'a> {
 
 impl Loop<'_, '_> {
     fn run(mut self, kind: &str, first: &LinkStatus, name: &str) -> Result<(), Failure> {
-        let start = Instant::now();
-        let clock = || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let clock = clock();
         let mut notices = Notices::new(self.link.snapshot());
         let mut watches = Watches::default();
         // The first pass looks at everything: what was rung before this started was rung for nobody.

@@ -2,12 +2,18 @@
 //! uses is not, and one's own goes when its owner does.
 
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, refused};
+use crate::observe::{Limit, limited};
+use crate::sys::Watches;
+
+/// How long a listener that cannot accept is left alone, in microseconds: five tries a second cost nothing, and whoever
+/// waits does not notice.
+const PAUSE_US: u64 = 200_000;
 
 /// A bound socket, not blocking, whose file is removed when this is dropped.
 #[derive(Debug)]
@@ -68,6 +74,77 @@ impl<S> Drop for Bound<S> {
         if self.file.is_some() && id(&self.path) == self.file {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// A listening socket of an event loop.
+///
+/// A client that cannot be accepted, as when the process has no descriptor left, stays in the backlog and keeps the
+/// socket readable. So the socket is not watched then, for a while, or the loop would spin.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    bound: Bound<UnixListener>,
+    name: String,
+    /// The end of a pause.
+    pause_us: Option<u64>,
+    /// The log was told, until somebody is accepted again.
+    told: bool,
+    limit: Limit,
+}
+
+impl Listener {
+    /// Listens at `path`. `name` is the option and its value, for messages.
+    pub(crate) fn listen(path: &Path, name: String) -> Result<Listener, Failure> {
+        let bound = Bound::listen(path, &name)?;
+        Ok(Listener { bound, name, pause_us: None, told: false, limit: Limit::default() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.bound.path()
+    }
+
+    /// The next client, as a stream that does not block.
+    pub(crate) fn accept(&mut self, now_us: u64) -> Option<UnixStream> {
+        if self.pause_us.is_some_and(|until| until > now_us) {
+            return None;
+        }
+        self.pause_us = None;
+        let accepted = self.bound.get().accept().and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        });
+        match accepted {
+            Ok(stream) => {
+                self.told = false;
+                Some(stream)
+            }
+            Err(error) => {
+                use ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+                if !matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted) {
+                    self.pause_us = Some(now_us.saturating_add(PAUSE_US));
+                    if !std::mem::replace(&mut self.told, true) {
+                        limited!(
+                            warn,
+                            self.limit,
+                            now_us,
+                            "{}: somebody waits there and cannot be accepted ({error}); tried again, 'ulimit -n' may be too low",
+                            self.name
+                        );
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    /// Waits for a client, except in a pause.
+    pub(crate) fn watch(&self, watches: &mut Watches) {
+        watches.add(self.bound.get().as_raw_fd(), self.pause_us.is_none(), false);
+    }
+
+    /// When [`accept`](Self::accept) is due although nothing happens.
+    pub(crate) fn deadline_us(&self) -> Option<u64> {
+        self.pause_us
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::net::SendFlags;
@@ -13,7 +13,7 @@ use super::absence::Absence;
 use super::{Counters, HostDoorbell};
 use crate::failure::Failure;
 use crate::sys::Watches;
-use crate::unix::{Bound, connect};
+use crate::unix::{Listener, connect};
 
 /// A stream socket, or the wish for one.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct StreamDoorbell {
 #[derive(Debug)]
 enum Side {
     Connect(PathBuf),
-    Listen(Bound<UnixListener>),
+    Listen(Listener),
     /// A socket that was given; when its peer leaves, no other comes.
     Given,
 }
@@ -47,7 +47,7 @@ impl StreamDoorbell {
     /// [`Failure::Refused`] if somebody else listens there, or the path cannot be used.
     pub fn listen(path: &Path) -> Result<StreamDoorbell, Failure> {
         let name = format!("--doorbell unix-stream:{},listen", path.display());
-        Ok(StreamDoorbell::new(Side::Listen(Bound::listen(path, &name)?), None))
+        Ok(StreamDoorbell::new(Side::Listen(Listener::listen(path, name)?), None))
     }
 
     /// Takes one end of a connected pair.
@@ -84,14 +84,10 @@ impl StreamDoorbell {
         self.lost = true;
     }
 
-    fn try_for_a_peer(&self) -> std::io::Result<UnixStream> {
-        match &self.side {
+    fn try_for_a_peer(&mut self, now_us: u64) -> std::io::Result<UnixStream> {
+        match &mut self.side {
             Side::Connect(path) => connect(path),
-            Side::Listen(listener) => {
-                let (stream, _) = listener.get().accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(stream)
-            }
+            Side::Listen(listener) => listener.accept(now_us).ok_or(ErrorKind::WouldBlock.into()),
             Side::Given => Err(ErrorKind::NotConnected.into()),
         }
     }
@@ -138,7 +134,7 @@ impl HostDoorbell for StreamDoorbell {
         if let Some(stream) = &self.stream {
             watches.add(stream.as_raw_fd(), true, false);
         } else if let Side::Listen(listener) = &self.side {
-            watches.add(listener.get().as_raw_fd(), true, false);
+            listener.watch(watches);
         }
     }
 
@@ -161,7 +157,7 @@ impl HostDoorbell for StreamDoorbell {
         if !self.absence.is_due(now_us) && !matches!(self.side, Side::Listen(_)) {
             return false;
         }
-        match self.try_for_a_peer() {
+        match self.try_for_a_peer(now_us) {
             Ok(stream) => {
                 self.stream = Some(stream);
                 let news = !self.absence.is_slow();
@@ -191,9 +187,10 @@ impl HostDoorbell for StreamDoorbell {
     }
 
     fn deadline_us(&self) -> Option<u64> {
-        match self.side {
+        match &self.side {
             _ if self.lost => Some(0),
             Side::Connect(_) if self.stream.is_none() => self.absence.next_us(),
+            Side::Listen(listener) if self.stream.is_none() => listener.deadline_us(),
             _ => None,
         }
     }
@@ -211,6 +208,7 @@ impl HostDoorbell for StreamDoorbell {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::net::UnixListener;
 
     fn temp(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("pmm-bell-{}-{name}", std::process::id()))

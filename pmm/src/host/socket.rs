@@ -5,23 +5,21 @@
 //! what it had not read then is its loss. A second client waits in the socket's backlog until the first one leaves.
 
 use std::borrow::Cow;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::nonblocking::NonBlocking;
 use super::{ByteEnd, EndError, HostEnd};
 use crate::failure::Failure;
 use crate::sys::Watches;
-use crate::unix::Bound;
+use crate::unix::Listener;
 
 /// A listening socket and perhaps its client.
 #[derive(Debug)]
 pub struct SocketEnd {
-    listener: Bound<UnixListener>,
+    listener: Listener,
     client: Option<NonBlocking>,
-    /// Somebody wants to read or write and there is no client.
-    waiting: bool,
+    /// The time when the event loop last came by: the device is told none.
+    now_us: u64,
 }
 
 impl SocketEnd {
@@ -32,7 +30,7 @@ impl SocketEnd {
     /// [`Failure::Refused`] if somebody does listen there, or the path cannot be used.
     pub fn listen(path: &Path) -> Result<SocketEnd, Failure> {
         let name = format!("--console unix:{}", path.display());
-        Ok(SocketEnd { listener: Bound::listen(path, &name)?, client: None, waiting: true })
+        Ok(SocketEnd { listener: Listener::listen(path, name)?, client: None, now_us: 0 })
     }
 
     /// Where it listens.
@@ -50,7 +48,7 @@ impl SocketEnd {
 
     fn accept(&mut self) {
         if self.client.is_none()
-            && let Ok((stream, _)) = self.listener.get().accept()
+            && let Some(stream) = self.listener.accept(self.now_us)
         {
             self.client = NonBlocking::own(stream.into()).ok();
         }
@@ -68,7 +66,6 @@ impl SocketEnd {
                 other => return other,
             }
         }
-        self.waiting = self.client.is_none();
         Err(EndError::WouldBlock)
     }
 }
@@ -87,17 +84,21 @@ impl HostEnd for SocketEnd {
     fn watch(&self, watches: &mut Watches) {
         match &self.client {
             Some(client) => client.watch(watches),
-            None => {
-                watches.add(self.listener.get().as_raw_fd(), true, false);
-            }
+            None => self.listener.watch(watches),
         }
     }
 
-    fn progress(&mut self, _now_us: u64) {
+    fn progress(&mut self, now_us: u64) {
+        self.now_us = now_us;
         self.accept();
         if let Some(client) = &mut self.client {
             client.forget();
         }
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        // With a client, nobody else is to be accepted.
+        self.listener.deadline_us().filter(|_| self.client.is_none())
     }
 
     fn state(&self) -> Cow<'static, str> {

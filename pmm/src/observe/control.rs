@@ -4,14 +4,14 @@
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Board, Process, Status};
 use crate::failure::{Failure, refused};
 use crate::sys::Watches;
-use crate::unix::Bound;
+use crate::unix::Listener;
 
 /// Clients at one time; more are turned away.
 const MAX_CLIENTS: usize = 64;
@@ -23,7 +23,7 @@ const MAX_WAITING: usize = 1 << 20;
 /// The socket and its clients.
 #[derive(Debug)]
 pub struct Control {
-    listener: Bound<UnixListener>,
+    listener: Listener,
     clients: Vec<Client>,
     boards: Vec<Arc<Board>>,
 }
@@ -89,7 +89,7 @@ impl Control {
             Some(path) => path.to_path_buf(),
             None => make_directory()?.join(format!("{link}.{}.sock", std::process::id())),
         };
-        let listener = Bound::listen(&path, &format!("--control {}", path.display()))?;
+        let listener = Listener::listen(&path, format!("--control {}", path.display()))?;
         let _ = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600));
         Ok(Control { listener, clients: Vec::new(), boards: Vec::new() })
     }
@@ -106,7 +106,7 @@ impl Control {
 
     /// Adds what it waits for.
     pub fn watch(&self, watches: &mut Watches) {
-        watches.add(self.listener.get().as_raw_fd(), true, false);
+        self.listener.watch(watches);
         for client in &self.clients {
             // Questions are read when the answers before them are taken: a client that does not read costs no memory.
             let behind = !client.waiting.is_empty();
@@ -114,12 +114,17 @@ impl Control {
         }
     }
 
+    /// When [`progress`](Self::progress) is due even if nothing happens, in microseconds of its clock.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.listener.deadline_us()
+    }
+
     /// Accepts, reads questions, writes answers that have become ready. Never blocks.
-    pub fn progress(&mut self) {
+    pub fn progress(&mut self, now_us: u64) {
         for _ in 0..MAX_CLIENTS {
-            let Ok((stream, _)) = self.listener.get().accept() else { break };
+            let Some(stream) = self.listener.accept(now_us) else { break };
             // The others are turned away by closing.
-            if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
+            if self.clients.len() < MAX_CLIENTS {
                 let (question, waiting) = (Vec::new(), Vec::new());
                 self.clients.push(Client { stream, question, waiting, want: Want::Nothing, gone: false });
             }
@@ -233,10 +238,10 @@ mod tests {
 
         /// Both loops, once.
         fn turn(&mut self) {
-            self.control.progress();
+            self.control.progress(0);
             self.board.offer(|| self.link.clone());
             self.waker.clear();
-            self.control.progress();
+            self.control.progress(0);
         }
     }
 
@@ -286,7 +291,7 @@ mod tests {
         let crowd: Vec<_> = (0..MAX_CLIENTS + 5)
             .map(|_| {
                 let client = UnixStream::connect(bench.control.path()).unwrap();
-                bench.control.progress();
+                bench.control.progress(0);
                 client
             })
             .collect();
@@ -306,7 +311,7 @@ mod tests {
         let mut asked = 0;
         for _ in 0..10_000 {
             asked += std::io::Write::write(&mut client, &[b'\n'; 512]).unwrap_or(0);
-            control.progress();
+            control.progress(0);
         }
         let waiting: usize = control.clients.iter().map(|client| client.waiting.capacity()).sum();
         assert!(

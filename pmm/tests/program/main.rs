@@ -4,6 +4,7 @@
 //! is a guard whose message names what did not happen.
 
 mod plain;
+mod trouble;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

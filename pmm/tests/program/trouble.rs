@@ -1,0 +1,49 @@
+//! What a machine may refuse while links are served.
+
+use rustix::process::{Resource, Rlimit, prlimit};
+
+use super::*;
+
+/// Processor time that a process has used, in ticks of 10 ms.
+fn ticks(running: &Running) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.0.id())).unwrap();
+    let fields: Vec<_> = stat[stat.rfind(')').unwrap()..].split_whitespace().collect();
+    fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+}
+
+#[test]
+fn clients_that_cannot_be_accepted_cost_no_processor_time_and_are_accepted_later() {
+    let dir = Dir::new();
+    let (console, bell) = (dir.text("console"), dir.text("bell"));
+    let running = dir.start(&format!("--console unix:{console} --doorbell unix-stream:{bell},listen"));
+    let pid = Some(Pid::from_child(&running.0));
+    // The first number that is free is out of bounds.
+    let is_used =
+        |number: &u64| std::fs::symlink_metadata(format!("/proc/{}/fd/{number}", running.0.id())).is_ok();
+    let free = (0..).find(|number| !is_used(number)).unwrap();
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(free), maximum }).unwrap();
+
+    let _console = UnixStream::connect(dir.path("console")).unwrap();
+    let _bell = UnixStream::connect(dir.path("bell")).unwrap();
+    let mut control = UnixStream::connect(dir.path("control")).unwrap();
+    control.write_all(b"status\n").unwrap();
+    // The window is a read that nobody answers.
+    control.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let start = ticks(&running);
+    assert!(control.read(&mut [0]).is_err(), "nobody can be accepted");
+    let used = ticks(&running) - start;
+    assert!(used < 20, "{used} ticks of 10 ms in 2 s: it spins");
+
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    control.set_read_timeout(Some(GUARD)).unwrap();
+    let mut line = String::new();
+    BufReader::new(&control).read_line(&mut line).expect("the control socket answers when it can");
+    assert!(line.contains("link0"), "{line}");
+    dir.wait_for("links.0.doorbell.peer=true");
+    let status = dir.wait_for("links.0.devices.console.host=client connected");
+    assert_eq!(status["links"][0]["state"], "serving");
+    let (code, said) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("cannot be accepted").count(), 3, "each listener says it once: {said}");
+}
