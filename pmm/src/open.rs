@@ -15,6 +15,7 @@ use crate::host::{SharedEnd, StateFile};
 use crate::observe::{Control, LinkStatus, RegionStatus};
 use crate::options::{LinkDescription, Run};
 use crate::region::Mapping;
+use crate::sys::Signals;
 use crate::transport::plain::{PlainRecord, Recorder};
 
 /// One link, opened.
@@ -39,10 +40,12 @@ pub struct Opened {
     pub links: Vec<OpenLink>,
     /// The control socket.
     pub control: Control,
+    /// The signals that end the program: from here on they are read, and end nothing by themselves.
+    pub(crate) signals: Signals,
 }
 
 /// Opens the regions first, since their locks tell one PMM from another; the terminal last, so that no message of
-/// this stage is written to a raw one.
+/// this stage is written to a raw one, and after the signals, so that none ends the program without restoring it.
 ///
 /// # Errors
 ///
@@ -69,11 +72,17 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
     }
     let first = run.links.first().map_or("pmm", |link| link.name.as_str());
     let control = Control::open(run.control.as_deref(), first)?;
+    let signals = Signals::new().map_err(no_descriptors)?;
     for link in &mut links {
         link.console =
             link.description.console.as_ref().map(|console| SharedEnd::open(&console.end)).transpose()?;
     }
-    Ok(Opened { links, control })
+    Ok(Opened { links, control, signals })
+}
+
+/// A process that may have no more descriptors.
+pub(crate) fn no_descriptors(error: std::io::Error) -> Failure {
+    Failure::Refused(format!("no descriptors to be had ({error}); raise 'ulimit -n'"))
 }
 
 impl OpenLink {

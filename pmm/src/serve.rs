@@ -7,7 +7,6 @@
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hvl_shared_abi::DeviceId;
@@ -26,10 +25,10 @@ use crate::link::{Link, LinkPlan};
 use crate::observe::{
     Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, remedy,
 };
-use crate::open::{OpenLink, Opened};
+use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
 use crate::snapshot::{DeviceSnapshot, LinkSnapshot, Profile};
-use crate::sys::{Signals, Watches};
+use crate::sys::Watches;
 use crate::transport::plain::Recorder;
 
 /// How long after something happened the snapshot is looked through for what to log, in microseconds: often enough for
@@ -48,20 +47,21 @@ fn clock() -> impl Fn() -> u64 {
 ///
 /// [`Failure::Refused`] of the first link that failed; the others were served on.
 pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
-    let no_descriptors =
-        |error| Failure::Refused(format!("no descriptors to be had ({error}); raise 'ulimit -n'"));
-    let Opened { links, mut control } = opened;
-    // Before any thread is started, so that no thread is ended by a signal.
-    let signals = Signals::new().map_err(no_descriptors)?;
+    let Opened { links, mut control, signals } = opened;
     let waker = Arc::new(Waker::new().map_err(no_descriptors)?);
-    let mut boards = Vec::new();
-    let mut threads: Vec<JoinHandle<Result<(), Failure>>> = Vec::new();
-    for link in links {
+    let (mut boards, mut threads) = (Vec::new(), Vec::new());
+    let mut start = |link: OpenLink| {
         let board = Arc::new(Board::new(waker.clone(), link.first_status()).map_err(no_descriptors)?);
-        boards.push(board.clone());
-        let (name, wait) = (link.description.name.clone(), run.wait);
-        let thread = std::thread::Builder::new().name(name).spawn(move || guarded(link, &board, wait));
+        let (name, wait, own) = (link.description.name.clone(), run.wait, board.clone());
+        let thread = std::thread::Builder::new().name(name).spawn(move || guarded(link, &own, wait));
         threads.push(thread.map_err(|error| Failure::Refused(format!("no thread to be had ({error})")))?);
+        boards.push(board);
+        Ok(())
+    };
+    let started = links.into_iter().try_for_each(&mut start);
+    if started.is_err() {
+        // Those that were started end in order: they have terminals to restore and guests to tell.
+        boards.iter().for_each(|board| board.stop());
     }
     control.set_boards(boards.clone());
 
@@ -91,7 +91,7 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
     let first = results.find(Result::is_err);
     // Whoever follows hears the end.
     control.progress(clock());
-    first.unwrap_or(Ok(()))
+    started.and(first.unwrap_or(Ok(())))
 }
 
 /// Serves one link; its end, and even its panic, is not the end of the others.

@@ -47,3 +47,47 @@ fn clients_that_cannot_be_accepted_cost_no_processor_time_and_are_accepted_later
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(said.matches("cannot be accepted").count(), 3, "each listener says it once: {said}");
 }
+
+#[test]
+fn a_terminal_is_restored_wherever_the_start_fails() {
+    let dir = Dir::new();
+    let link = |name: &str, more: &str| {
+        format!(
+            "[[link]]\nname = '{name}'\nno-dtb = true\nshmem-addr = '1M'\nshmem-size = '1M'\nrng = true\n{more}"
+        )
+    };
+    let bell = format!("doorbell = 'unix-stream:{}'\n", dir.text("bell"));
+    let (one, two) = (link("one", "console = 'stdio'\n"), link("two", &bell));
+    let text = format!("control = '{}'\nwait = 0\n{one}{two}", dir.text("control"));
+    std::fs::write(dir.path("links.toml"), text).unwrap();
+    let (_user, terminal) = terminal();
+    let before = modes(&terminal);
+    let (mut failed, mut served) = (0, false);
+    // With one descriptor more each time, the start fails at every place where it takes one.
+    for limit in 6.. {
+        let mut command = Command::new("sh");
+        let script = "ulimit -n $1; shift; exec \"$@\"";
+        command.args(["-c", script, "sh", &limit.to_string(), env!("CARGO_BIN_EXE_pmm"), "run"]);
+        command.args(["--config", &dir.text("links.toml")]);
+        let again = || Stdio::from(terminal.try_clone().unwrap());
+        let mut child =
+            Running(command.stdin(again()).stdout(again()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut said = String::new();
+        for line in BufReader::new(child.0.stderr.take().unwrap()).lines().map(Result::unwrap) {
+            said += &line;
+            // The second link is there and has no peer; the first one serves on.
+            if line.contains("--wait 0") && !served {
+                served = true;
+                child.signal(Signal::TERM);
+            }
+        }
+        let code = child.0.wait().unwrap().code();
+        assert_eq!(modes(&terminal), before, "with {limit} descriptors, exit code {code:?}: {said}");
+        if served {
+            break;
+        }
+        failed += i32::from(said.contains("raise 'ulimit -n'"));
+        assert!(limit < 100, "it never serves: {said}");
+    }
+    assert!(failed > 0, "no start failed for want of descriptors");
+}
