@@ -94,11 +94,11 @@ pub(crate) enum Kind {
     Receive,
     /// Readable blocks; a completion acknowledges them.
     Transmit(InFlight),
-    /// Blocks that the device answers; completions are ready.
-    Request {
-        /// Whether the device writes them.
-        writable: bool,
-    },
+    /// Writable blocks that the device answers; completions are ready.
+    Request,
+    /// Readable blocks of which the caller wants to know when the device has read them; completions are ready.
+    #[cfg_attr(not(feature = "virtio-drivers"), allow(dead_code))]
+    Order,
 }
 
 /// Why a queue has no place in what the PMM published.
@@ -377,9 +377,8 @@ impl<'s> Queue<'s> {
         let at = place(self.at, self.block, block);
         let len = len.min(self.block);
         let writable = match self.kind {
-            Kind::Receive => true,
-            Kind::Transmit(_) => false,
-            Kind::Request { writable } => writable,
+            Kind::Receive | Kind::Request => true,
+            Kind::Transmit(_) | Kind::Order => false,
         };
         let segment = if writable {
             m.invalidate(at, self.block);

@@ -44,7 +44,7 @@
 //!
 //! let (mut seed, mut line) = ([0; 32], [0; 80]);
 //! loop {
-//!     link.poll(link.board().now());                                // bounded; never blocks
+//!     link.poll();                                                  // bounded; never blocks
 //!     let _ = rng.fill(&mut seed);                                  // Err: not yet, try after a doorbell
 //!     if let Ok(n) = console.read(&mut line) {
 //!         let _ = console.write(&line[..n]);                        // Err(LinkDown): no PMM at the moment

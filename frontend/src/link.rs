@@ -9,16 +9,19 @@
 //! wait for ever; so whoever finds one taken answers `WouldBlock` (or leaves the step to the holder) and says 1 ms as
 //! its next deadline.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use hvl_shared_abi::block::{self, BlockError};
-use hvl_shared_abi::epoch::{DeviceList, DriverHalf, Foreign, PmmLook, driver_bell};
-use hvl_shared_abi::header::{Extent, MAX_DEVICES, reg};
+use hvl_shared_abi::epoch::{DriverHalf, Foreign, PmmLook, driver_bell};
+use hvl_shared_abi::header::{Extent, MAX_DEVICES};
 use hvl_shared_abi::{DeviceId, Mem, Window};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::platform::{Board, Instant};
 use crate::transport::extended::Cell;
+use set::{DeviceSet, Members};
+
+mod set;
 
 /// How soon to look again after a lock was found taken, in microseconds.
 const BUSY: u64 = 1_000;
@@ -212,29 +215,30 @@ struct Epochs {
 pub struct LinkStorage<'s> {
     attached: AtomicBool,
     /// A bit for each device that has not looked since the doorbell rang.
-    rang: AtomicU32,
+    rang: DeviceSet,
     /// A bit for each device that was made ready for sleep and has not been looked at since: only those need a bell.
-    asleep: AtomicU32,
+    asleep: DeviceSet,
     /// A bit for each device whose task found a lock taken.
-    busy: AtomicU32,
+    busy: DeviceSet,
     /// A hello waits for a task that is in the middle of something.
     blocked: AtomicBool,
     /// PmmEpoch and EpochSeen as they were when the epochs were last moved on: as long as memory holds the same,
     /// nobody needs a lock to know that there is nothing to do.
     looked: [AtomicU32; 2],
     /// A bit for each open device.
-    open: AtomicU32,
+    open: DeviceSet,
     /// How often this side rang.
     bell: AtomicU32,
-    /// The session and its PMM, 0 outside of one: copies of what `epochs` holds, for looks without a lock. `session`
-    /// is stored last and cleared first.
+    /// The session and its PMM, 0 outside of one: copies of what `epochs` holds, for looks without that lock. Storing
+    /// `session` publishes all words from here to `last_words`. They change while every cell is closed, so whoever read
+    /// the session under a cell's lock keeps what belongs to it (or finds PMM 0, and takes the session for lost).
     session: AtomicU32,
     pmm: AtomicU32,
     /// Kind and block of each device of the session, written while every cell is closed.
     list: [[AtomicU32; 2]; MAX_DEVICES],
     /// Where the last words go; length 0 outside of a session.
     last_words: [AtomicU32; 2],
-    /// The PmmBell up to which each device has looked.
+    /// The PmmBell up to which each device has looked. It orders nothing: the look began after that bell was observed.
     seen: [AtomicU32; MAX_DEVICES],
     counts: [AtomicU32; COUNTS],
     epochs: SpinMutex<Epochs>,
@@ -246,12 +250,12 @@ impl<'s> LinkStorage<'s> {
     #[allow(clippy::declare_interior_mutable_const)]
     pub const NEW: LinkStorage<'s> = LinkStorage {
         attached: AtomicBool::new(false),
-        rang: AtomicU32::new(0),
-        asleep: AtomicU32::new(0),
-        busy: AtomicU32::new(0),
+        rang: DeviceSet::EMPTY,
+        asleep: DeviceSet::EMPTY,
+        busy: DeviceSet::EMPTY,
         blocked: AtomicBool::new(false),
         looked: [const { AtomicU32::new(0) }; 2],
-        open: AtomicU32::new(0),
+        open: DeviceSet::EMPTY,
         bell: AtomicU32::new(0),
         session: AtomicU32::new(0),
         pmm: AtomicU32::new(0),
@@ -275,7 +279,7 @@ impl<'s> LinkStorage<'s> {
     /// Notes that the doorbell rang: one atomic store, and the only call that is allowed in an interrupt handler.
     #[inline]
     pub fn rang(&self) {
-        self.rang.store(u32::MAX, Ordering::Release);
+        self.rang.fill();
     }
 
     /// Leaves the last words of a firmware that cannot go on, where the PMM finds them; cut to the room that there
@@ -319,23 +323,6 @@ impl<'s> LinkStorage<'s> {
         }
         None
     }
-
-    fn is_open(&self, index: usize) -> bool {
-        self.open.load(Ordering::Acquire) & bit(index) != 0
-    }
-}
-
-fn bit(index: usize) -> u32 {
-    1u32.checked_shl(index as u32).unwrap_or(0)
-}
-
-/// The numbers of the bits that are set.
-fn bits(mut set: u32) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        let lowest = set.trailing_zeros();
-        set &= set.checked_sub(1)?;
-        Some(lowest as usize)
-    })
 }
 
 /// A handle on a link. Clone it for every task.
@@ -380,7 +367,7 @@ impl<'s, B: Board> Link<'s, B> {
         if bytes < board.region().len || bytes < hvl_shared_abi::header::HEADER_SIZE {
             return Err(AttachError::TooSmall { bytes });
         }
-        if storage.attached.swap(true, Ordering::AcqRel) {
+        if storage.attached.swap(true, Ordering::Relaxed) {
             return Err(AttachError::InUse);
         }
         // The count goes on from what memory holds, or an old Seen of the PMM could hide a lost bell.
@@ -430,31 +417,31 @@ impl<'s, B: Board> Link<'s, B> {
     ///
     /// It is for a program with one loop for all devices. A task that serves one device calls only that device: a
     /// look on behalf of another task says that its doorbell was heard, and that task may still sleep.
-    pub fn poll(&self, now: Instant) {
+    pub fn poll(&self) {
         let bell = driver_bell::pmm_bell(self.mem());
-        if self.storage.open.load(Ordering::Acquire) == 0 && self.step() {
+        if self.storage.open.is_empty() && self.step() {
             self.acknowledge(bell);
         }
-        for index in bits(self.storage.open.load(Ordering::Acquire)) {
-            self.enter(index, Some(now));
+        for index in self.storage.open.iter() {
+            self.enter(index);
         }
     }
 
     /// Looks at the epochs and at one device, and returns its cell; nothing if another task has it.
     #[inline(never)]
-    pub(crate) fn enter(&self, index: usize, now: Option<Instant>) -> Option<CellGuard<'s>> {
+    pub(crate) fn enter(&self, index: usize) -> Option<CellGuard<'s>> {
         let s = self.storage;
-        s.rang.fetch_and(!bit(index), Ordering::AcqRel);
-        s.asleep.fetch_and(!bit(index), Ordering::AcqRel);
+        s.rang.remove(index);
+        s.asleep.remove(index);
         let bell = driver_bell::pmm_bell(self.mem());
         let looked = self.step();
         let mut cell = self.cell(index)?;
         // Read under the cell's lock: a hello closes the cell first, so this session cannot be replaced meanwhile.
         let session = s.session.load(Ordering::Acquire);
-        cell.advance(self, session, now);
+        cell.advance(self, session);
         if looked {
             if let Some(seen) = s.seen.get(index) {
-                seen.store(bell, Ordering::Release);
+                seen.store(bell, Ordering::Relaxed);
             }
             self.acknowledge(bell);
         } else {
@@ -469,12 +456,7 @@ impl<'s, B: Board> Link<'s, B> {
     }
     /// The epochs of a session without a lock. Should another have begun, the PMM's does not match it.
     pub(crate) fn half(&self, session: u32) -> DriverHalf {
-        DriverHalf::of(self.storage.pmm.load(Ordering::Acquire), session)
-    }
-
-    /// The time, asked for only where something waits.
-    pub(crate) fn time(&self, given: Option<Instant>) -> Instant {
-        given.unwrap_or_else(|| self.board.now())
+        DriverHalf::of(self.storage.pmm.load(Ordering::Relaxed), session)
     }
 
     /// A device's cell without a look.
@@ -487,7 +469,7 @@ impl<'s, B: Board> Link<'s, B> {
     }
 
     fn found_busy(&self, index: usize) {
-        self.storage.busy.fetch_or(bit(index), Ordering::Relaxed);
+        self.storage.busy.insert(index);
         self.storage.count(Count::Busy, 1);
     }
 
@@ -496,15 +478,13 @@ impl<'s, B: Board> Link<'s, B> {
     /// itself before it sleeps.
     fn acknowledge(&self, bell: u32) {
         let s = self.storage;
-        let asleep = s.asleep.load(Ordering::Acquire);
-        let all =
-            (0..).zip(&s.seen).all(|(i, seen)| asleep & bit(i) == 0 || seen.load(Ordering::Acquire) == bell);
-        if all && s.pmm.load(Ordering::Acquire) != 0 {
+        let heard = |seen: &AtomicU32| seen.load(Ordering::Relaxed) == bell;
+        if s.asleep.iter().all(|index| s.seen.get(index).is_none_or(heard)) && self.is_greeting() {
             driver_bell::acted(self.mem(), bell);
         }
     }
 
-    /// Whether a hello has not been answered, outside of a session.
+    /// Whether a PMM was greeted: in a session, or a hello has not been answered.
     pub(crate) fn is_greeting(&self) -> bool {
         self.storage.pmm.load(Ordering::Relaxed) != 0
     }
@@ -514,21 +494,17 @@ impl<'s, B: Board> Link<'s, B> {
         self.storage.ring(&self.board);
     }
 
-    /// The words that say all about the epochs. EpochSeen first, as `DriverHalf::adopted` has it.
-    fn words(&self) -> [u32; 2] {
-        let m = self.mem();
-        let seen = m.observe32(Window::LINK.at(reg::EPOCH_SEEN));
-        [m.observe32(Window::LINK.at(reg::PMM_EPOCH)), seen]
-    }
-    fn has_looked(&self, words: [u32; 2]) -> bool {
+    fn has_looked(&self, words: (u32, u32)) -> bool {
         let [pmm, seen] = &self.storage.looked;
-        words == [pmm.load(Ordering::Acquire), seen.load(Ordering::Acquire)]
+        let looked = (pmm.load(Ordering::Relaxed), seen.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        words == looked
     }
 
     /// Moves the epochs on. `false`: another task is at it, or in the way.
     fn step(&self) -> bool {
         let s = self.storage;
-        let mut words = self.words();
+        let mut words = DriverHalf::words(self.mem());
         if self.has_looked(words) {
             return true;
         }
@@ -541,11 +517,12 @@ impl<'s, B: Board> Link<'s, B> {
         }
         if s.blocked.load(Ordering::Relaxed) {
             // No PMM has this epoch, so the next look tries again.
-            words = [u32::MAX; 2];
+            words = (u32::MAX, u32::MAX);
         }
-        for (looked, word) in s.looked.iter().zip(words) {
-            looked.store(word, Ordering::Release);
-        }
+        let [pmm, seen] = &s.looked;
+        fence(Ordering::Release);
+        pmm.store(words.0, Ordering::Relaxed);
+        seen.store(words.1, Ordering::Relaxed);
         !s.blocked.load(Ordering::Relaxed)
     }
 
@@ -556,10 +533,10 @@ impl<'s, B: Board> Link<'s, B> {
         match epochs.state {
             LinkState::Up if epochs.half.in_session(m) => return false,
             LinkState::Up => {
-                s.session.store(0, Ordering::Release);
+                s.session.store(0, Ordering::Relaxed);
                 s.count(Count::Lost, 1);
                 epochs.state = LinkState::Down;
-                s.pmm.store(0, Ordering::Release);
+                s.pmm.store(0, Ordering::Relaxed);
                 // What the PMM completed before it went is good news already; before the hello all cells look again.
                 self.harvest(false);
             }
@@ -594,7 +571,7 @@ impl<'s, B: Board> Link<'s, B> {
     #[inline(never)]
     fn refuse(&self, epochs: &mut Epochs, pmm: u32, refusal: Refusal) {
         (epochs.state, epochs.refused) = (LinkState::Refused(refusal), pmm);
-        self.storage.pmm.store(0, Ordering::Release);
+        self.storage.pmm.store(0, Ordering::Relaxed);
         self.storage.count(Count::Refused, 1);
     }
 
@@ -602,7 +579,13 @@ impl<'s, B: Board> Link<'s, B> {
     fn hello(&self, epochs: &mut Epochs) -> bool {
         let (m, s) = (self.mem(), self.storage);
         let PmmLook::Present(pmm) = DriverHalf::look(m) else { return false };
-        let devices = match DriverHalf::devices(m) {
+        if !self.harvest(true) {
+            s.blocked.store(true, Ordering::Relaxed);
+            return false;
+        }
+        let [_, words] = &s.last_words;
+        words.store(0, Ordering::Relaxed);
+        let devices = match self.list() {
             Ok(devices) => devices,
             // Half written words are those of a PMM that has just been started: not refused, looked at again.
             Err(_) if DriverHalf::look(m) != PmmLook::Present(pmm) => return false,
@@ -611,17 +594,10 @@ impl<'s, B: Board> Link<'s, B> {
                 return false;
             }
         };
-        if !self.harvest(true) {
-            s.blocked.store(true, Ordering::Relaxed);
+        if !epochs.half.hello(m, pmm, devices) {
             return false;
         }
-        let [_, words] = &s.last_words;
-        words.store(0, Ordering::Release);
-        if !epochs.half.hello(m, pmm, devices.len()) {
-            return false;
-        }
-        self.note(&devices);
-        s.pmm.store(pmm, Ordering::Release);
+        s.pmm.store(pmm, Ordering::Relaxed);
         epochs.state = LinkState::Greeting;
         s.count(Count::Hello, 1);
         s.ring(&self.board);
@@ -646,12 +622,18 @@ impl<'s, B: Board> Link<'s, B> {
         all
     }
 
-    fn note(&self, devices: &DeviceList) {
-        let all = devices.iter().chain(core::iter::repeat((DeviceId::NONE, 0)));
-        for ([kind, block], (id, at)) in self.storage.list.iter().zip(all) {
-            kind.store(id.0, Ordering::Relaxed);
-            block.store(at, Ordering::Relaxed);
+    /// Notes which devices there are, and says how many.
+    fn list(&self) -> Result<usize, Foreign> {
+        let list = &self.storage.list;
+        for [kind, _] in list {
+            kind.store(DeviceId::NONE.0, Ordering::Relaxed);
         }
+        DriverHalf::devices(self.mem(), |index, id, at| {
+            if let Some([kind, block]) = list.get(index) {
+                kind.store(id.0, Ordering::Relaxed);
+                block.store(at, Ordering::Relaxed);
+            }
+        })
     }
 
     /// Checks what the link block alleges against what the board and the firmware know.
@@ -675,7 +657,7 @@ impl<'s, B: Board> Link<'s, B> {
     /// Before the program sleeps: asks for doorbells, and looks once more at everything. `true`: there is more to do,
     /// so look again instead of sleeping.
     pub fn prepare_sleep(&self) -> bool {
-        self.rest(u32::MAX) == Instant::UNKNOWN
+        self.rest(self.storage.open.iter()) == Instant::UNKNOWN
     }
 
     /// Prepares to sleep, and says until when: [`Instant::UNKNOWN`], which has passed, if there is more to do; nothing
@@ -684,47 +666,47 @@ impl<'s, B: Board> Link<'s, B> {
     /// The order is that of "look, arm, look once more, sleep": call it last, and sleep in a way that a doorbell since
     /// this call cuts short (WFI with interrupts masked, or an event that latches).
     pub fn next_deadline(&self) -> Option<Instant> {
-        Some(self.rest(u32::MAX)).filter(|&until| until != Instant::NEVER)
+        Some(self.rest(self.storage.open.iter())).filter(|&until| until != Instant::NEVER)
     }
 
     /// [`Link::prepare_sleep`] for a task that serves one device.
     pub(crate) fn prepare_sleep_of(&self, index: usize) -> bool {
-        self.rest(bit(index)) == Instant::UNKNOWN
+        self.rest(Members::only(index)) == Instant::UNKNOWN
     }
     /// [`Link::next_deadline`] for a task that serves one device.
     pub(crate) fn next_deadline_of(&self, index: usize) -> Option<Instant> {
-        Some(self.rest(bit(index))).filter(|&until| until != Instant::NEVER)
+        Some(self.rest(Members::only(index))).filter(|&until| until != Instant::NEVER)
     }
 
     /// Arms some devices, looks once more, and says until when there is nothing to do.
     #[inline(never)]
-    fn rest(&self, devices: u32) -> Instant {
+    fn rest(&self, devices: Members) -> Instant {
         let s = self.storage;
         let mut until = Instant::NEVER;
-        for index in bits(s.open.load(Ordering::Acquire) & devices) {
+        for index in devices {
             until = until.min(self.rest_of(index));
         }
         // Where another task is at the epochs, this one was told so and has a deadline.
-        let looked = s.blocked.load(Ordering::Relaxed) || self.has_looked(self.words());
+        let looked = s.blocked.load(Ordering::Relaxed) || self.has_looked(DriverHalf::words(self.mem()));
         if looked || s.epochs.is_locked() { until } else { Instant::UNKNOWN }
     }
 
     fn rest_of(&self, index: usize) -> Instant {
         let s = self.storage;
-        s.asleep.fetch_or(bit(index), Ordering::AcqRel);
+        s.asleep.insert(index);
         let mut until = Instant::NEVER;
         if let Some(mut cell) = self.cell(index) {
             let more = cell.arm(self.mem());
             let bell = driver_bell::pmm_bell(self.mem());
-            let heard = s.seen.get(index).is_some_and(|seen| seen.load(Ordering::Acquire) == bell);
-            let busy = (s.busy.load(Ordering::Relaxed) & bit(index)) != 0;
-            if more || s.rang.load(Ordering::Acquire) & bit(index) != 0 || (!heard && !busy) {
+            let heard = s.seen.get(index).is_some_and(|seen| seen.load(Ordering::Relaxed) == bell);
+            let busy = s.busy.has(index);
+            if more || s.rang.has(index) || (!heard && !busy) {
                 return Instant::UNKNOWN;
             }
             until = cell.deadline();
         }
         // A lock was taken: its holder needs the processor, so this task does not simply look again.
-        if s.busy.fetch_and(!bit(index), Ordering::Relaxed) & bit(index) != 0 {
+        if s.busy.remove(index) {
             let now = self.board.now();
             until = until.min(if now.is_known() { now.plus(BUSY) } else { Instant::NEVER });
         }
@@ -744,10 +726,10 @@ impl<'s, B: Board> Link<'s, B> {
         let s = self.storage;
         for (index, cell) in s.cells.iter().enumerate() {
             let mut cell = cell.try_lock().ok_or(OpenError::Busy)?;
-            if !s.is_open(index) {
+            if !s.open.has(index) {
                 // None is ever closed, so none behind the first free one is open.
                 cell.identify(id, ordinal, wanted);
-                s.open.fetch_or(bit(index), Ordering::AcqRel);
+                s.open.insert(index);
                 return Ok((index, cell));
             }
             if cell.is_for(id, ordinal) {

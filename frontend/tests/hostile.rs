@@ -8,7 +8,7 @@ use common::{DEVICES, Pmm, TestBoard, attach, leak};
 use hvl_frontend::device::InFlight;
 use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::rng::{FillError, Rng, RngStorage};
-use hvl_frontend::{Board, Clock, Link, LinkState};
+use hvl_frontend::{Board, Link, LinkState};
 use hvl_shared_abi::header::{CONFIG, reg};
 use hvl_shared_abi::{DeviceId, Features, Mem, QueuePlace, Window};
 
@@ -43,7 +43,7 @@ impl World {
     }
 
     fn firmware(&mut self) {
-        self.link.poll(self.board.now());
+        self.link.poll();
         let _ = self.console.size();
         let _ = self.console.flush();
         let _ = self.console.read_ready();
@@ -175,7 +175,7 @@ const SCENARIOS: &[Scenario] = &[
         for _ in 0..10_000 {
             w.pmm.half.ring(&w.board.mem);
             w.link.rang();
-            w.link.poll(w.board.now());
+            w.link.poll();
         }
     }),
     ("every word of the windows is set to each of some values", |w| {
@@ -207,7 +207,7 @@ const SCENARIOS: &[Scenario] = &[
         for word in 0..80u32 {
             for value in [0, 1, 7, 0x1000, 0xfff0, 0x1_ffc0, u32::MAX] {
                 w.pmm = Pmm::start(&w.board);
-                w.link.poll(w.board.now());
+                w.link.poll();
                 w.pmm.look();
                 // Adopted; the frontend has not read the block yet.
                 let at = w.pmm.layout.devices()[0].block.at + word * 4;

@@ -26,10 +26,10 @@ fn open(board: &TestBoard, in_flight: InFlight) -> (TestLink, TestRng, TestConso
 /// Both sides look in turn until everything runs.
 fn settle(pmm: &mut Pmm, link: &TestLink) {
     for _ in 0..4 {
-        link.poll(link.board().now());
+        link.poll();
         pmm.look();
     }
-    link.poll(link.board().now());
+    link.poll();
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn survive(life: u32, in_flight: InFlight) -> (bool, Vec<String>, u64) {
     let (mut output, mut written, mut random) = (Vec::new(), 0u32, 0);
     let mut pending = Vec::new();
     for round in 0..150 {
-        link.poll(board.now());
+        link.poll();
         if pending.is_empty() && written < LINES {
             pending = format!("line {written}\n").into_bytes();
             written += 1;
@@ -390,7 +390,7 @@ fn refused_features_are_no_storm() {
     pmm.refuse = true;
     let mut starts = 0;
     for _ in 0..1_000 {
-        link.poll(board.now());
+        link.poll();
         pmm.look();
         board.pass(1_000);
         starts = link.counters().starts;
@@ -399,7 +399,7 @@ fn refused_features_are_no_storm() {
     pmm.refuse = false;
     for _ in 0..1_000 {
         board.pass(10_000);
-        link.poll(board.now());
+        link.poll();
         pmm.look();
     }
     assert!(rng.fill(&mut [0; 4]).is_err());
@@ -418,14 +418,14 @@ fn sleep_is_safe_only_after_everything_was_looked_at() {
     // A doorbell between the look and the sleep.
     link.rang();
     assert_eq!(link.next_deadline(), Some(Instant::UNKNOWN));
-    link.poll(board.now());
+    link.poll();
     assert_eq!(link.next_deadline(), None);
     // A completion, its doorbell lost.
     pmm.input.extend(b"x");
     pmm.look();
     assert!(!pmm.heard());
     assert!(link.prepare_sleep());
-    link.poll(board.now());
+    link.poll();
     assert!(
         pmm.heard() && !link.prepare_sleep(),
         "what is ready and not read does not keep the firmware awake"
@@ -434,7 +434,7 @@ fn sleep_is_safe_only_after_everything_was_looked_at() {
     // What is asked for has a deadline, what waits for input has none.
     pmm.patience = 0;
     let _ = rng.fill(&mut [0; 4]);
-    link.poll(board.now());
+    link.poll();
     assert_eq!(link.next_deadline(), Some(board.now().plus(1_000_000)));
 }
 
@@ -515,10 +515,10 @@ fn what_the_pmm_handed_over_before_this_side_saw_it_start_is_not_lost_with_it() 
     let board = TestBoard::new();
     let (link, _rng, mut console) = open(&board, InFlight::Resend);
     let mut pmm = Pmm::start(&board);
-    link.poll(hvl_frontend::Clock::now(link.board()));
+    link.poll();
     pmm.look();
     // Adopted: the devices are set up, and the PMM starts them and serves the console at once.
-    link.poll(hvl_frontend::Clock::now(link.board()));
+    link.poll();
     pmm.input.extend(b"early");
     pmm.look();
     pmm.look();
@@ -574,21 +574,21 @@ fn a_kick_that_was_lost_is_made_again_after_a_second_and_then_less_often() {
     let before = board.rings();
     let _ = rng.fill(&mut [0; 4]);
     assert_eq!(board.rings(), before);
-    link.poll(board.now());
+    link.poll();
     for seconds in [1, 2, 4, 8, 16, 16] {
         let rekicks = link.counters().rekicks;
         let deadline = link.next_deadline().unwrap();
         assert_eq!(deadline, board.now().plus(seconds * 1_000_000));
         board.pass(seconds * 1_000_000 - 1);
-        link.poll(board.now());
+        link.poll();
         assert_eq!(link.counters().rekicks, rekicks);
         board.pass(1);
-        link.poll(board.now());
+        link.poll();
         assert_eq!(link.counters().rekicks, rekicks + 1);
     }
     pmm.look();
     assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
-    link.poll(board.now());
+    link.poll();
     assert_eq!(link.next_deadline(), None);
 }
 
@@ -634,7 +634,7 @@ fn storage_on_the_stack_works_too() {
     let mut rng = Rng::open(&link, &mut rng_storage).unwrap();
     let mut pmm = Pmm::start(&board);
     for _ in 0..4 {
-        link.poll(board.now());
+        link.poll();
         pmm.look();
     }
     assert!(rng.fill(&mut [0; 4]).is_err());

@@ -312,10 +312,10 @@ impl DeviceEntry {
             if format != 0 {
                 return Err(BlockError::Format);
             }
-            let size = u16::try_from(size).map_err(|_| BlockError::Unsound)?;
-            *queue = QueuePlace { size, desc, avail, used };
+            *queue = QueuePlace { size: size as u16, desc, avail, used };
             let within = behind_windows(m);
-            if !queue.is_aligned()
+            if u32::from(queue.size) != size
+                || !queue.is_aligned()
                 || !queue.extents().into_iter().all(|part| within.contains(part) && take(part))
             {
                 return Err(BlockError::Unsound);

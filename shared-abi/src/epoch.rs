@@ -23,7 +23,8 @@
 //! holds: one that started over could meet an old Seen, and its first bell, if lost, would never be missed.
 
 use crate::header::{
-    EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, MAX_DEVICES, QUEUE_POISON, Window, reg,
+    DeviceId, EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, QUEUE_POISON, REGISTERS,
+    WINDOW_SIZE, Window, reg,
 };
 use crate::mem::Mem;
 
@@ -248,9 +249,7 @@ pub enum PmmLook {
 /// Why a header is not one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign {
-    /// The register that is wrong.
-    pub register: &'static str,
-    /// Its offset in the region.
+    /// Offset in the region of the register that is wrong.
     pub at: u32,
     /// What it alleges.
     pub alleged: u32,
@@ -258,7 +257,10 @@ pub struct Foreign {
 
 impl core::fmt::Display for Foreign {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Foreign { register, at, alleged } = self;
+        let Foreign { at, alleged } = self;
+        let offset = at.checked_rem(WINDOW_SIZE);
+        let register = REGISTERS.iter().find(|register| Some(register.offset) == offset);
+        let register = register.map_or("?", |register| register.name);
         write!(
             f,
             "the word {register} at offset {at:#x} is {alleged:#010x}: no PMM of the extended profile is there"
@@ -267,6 +269,12 @@ impl core::fmt::Display for Foreign {
 }
 
 impl core::error::Error for Foreign {}
+
+/// A word of the PMM's. Not inlined: firmware looks at these from many places, and counts its bytes.
+#[inline(never)]
+fn observe<M: Mem>(m: &M, at: u32) -> u32 {
+    m.observe32(at)
+}
 
 /// The frontend's half of the link's epochs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -295,43 +303,47 @@ impl DriverHalf {
 
     /// Whether a PMM is there, and which.
     pub fn look<M: Mem>(m: &M) -> PmmLook {
-        match m.observe32(at(reg::PMM_EPOCH)) {
+        match observe(m, at(reg::PMM_EPOCH)) {
             epoch if epoch == 0 || epoch & 1 == 1 => PmmLook::Absent,
             epoch => PmmLook::Present(epoch),
         }
     }
 
-    /// Copies the static words of the windows: which devices there are and where their blocks lie. What it returns
-    /// counts only if [`DriverHalf::hello`] then finds the same PMM.
-    pub fn devices<M: Mem>(m: &M) -> Result<DeviceList, Foreign> {
-        let check = |window: Window, name, register, expected| match m.read32(window.at(register)) {
-            alleged if alleged == expected => Ok(()),
-            alleged => Err(Foreign { register: name, at: window.at(register), alleged }),
-        };
-        let mut list = DeviceList { entries: [(0, 0); MAX_DEVICES], count: 0 };
-        for (index, entry) in list.entries.iter_mut().enumerate() {
-            let Some(window) = Window::of(index) else { break };
+    /// Copies the static words of the windows: tells `note` of each device's kind and the alleged offset of its block,
+    /// in the order of the windows, and says how many there are. What it tells counts only if [`DriverHalf::hello`]
+    /// then finds the same PMM.
+    pub fn devices<M: Mem>(m: &M, mut note: impl FnMut(usize, DeviceId, u32)) -> Result<usize, Foreign> {
+        const SIGNS: [(u32, u32); 3] = [
+            (reg::MAGIC, MAGIC),
+            (reg::EXT_MAGIC, EXT_MAGIC),
+            (reg::EXT_VERSION, (EXT_LENGTH as u32) << 16 | EXT_VERSION as u32),
+        ];
+        let mut index = 0usize;
+        while let Some(window) = Window::of(index) {
             let id = m.read32(window.at(reg::DEVICE_ID));
             if id == 0 && index > 0 {
                 break;
             }
-            check(window, "Magic", reg::MAGIC, MAGIC)?;
-            check(window, "ExtMagic", reg::EXT_MAGIC, EXT_MAGIC)?;
-            let version = u32::from(EXT_LENGTH) << 16 | u32::from(EXT_VERSION);
-            check(window, "ExtVersion", reg::EXT_VERSION, version)?;
-            if id == 0 {
-                return Err(Foreign { register: "DeviceID", at: window.at(reg::DEVICE_ID), alleged: id });
+            for (register, expected) in SIGNS {
+                let at = window.at(register);
+                let alleged = m.read32(at);
+                if alleged != expected {
+                    return Err(Foreign { at, alleged });
+                }
             }
-            *entry = (id, m.read32(window.at(reg::EXT_BLOCK)));
-            list.count = index.wrapping_add(1);
+            if id == 0 {
+                return Err(Foreign { at: window.at(reg::DEVICE_ID), alleged: id });
+            }
+            note(index, DeviceId(id), m.read32(window.at(reg::EXT_BLOCK)));
+            index = index.wrapping_add(1);
         }
-        Ok(list)
+        Ok(index)
     }
 
     /// *Hello* to the PMM that was seen as `pmm`, if it is still the one; it has `devices` windows. Everything that
     /// the last session used must have been harvested before: the PMM clears it next. Ring afterwards.
     pub fn hello<M: Mem>(&mut self, m: &M, pmm: u32, devices: usize) -> bool {
-        if m.observe32(at(reg::PMM_EPOCH)) != pmm {
+        if observe(m, at(reg::PMM_EPOCH)) != pmm {
             return false;
         }
         for window in (0..devices).filter_map(Window::of) {
@@ -347,11 +359,19 @@ impl DriverHalf {
         true
     }
 
+    /// PmmEpoch and EpochSeen, the words that say all about a session. EpochSeen is read first: a PMM that starts has
+    /// changed its own epoch before it touches that word.
+    #[inline(never)]
+    pub fn words<M: Mem>(m: &M) -> (u32, u32) {
+        let seen = observe(m, at(reg::EPOCH_SEEN));
+        (observe(m, at(reg::PMM_EPOCH)), seen)
+    }
+
     /// Whether the hello was answered; `None` while it was not. `Some(false)`: it never will be, the PMM is another
     /// one by now or has ended the session.
     pub fn adopted<M: Mem>(&self, m: &M) -> Option<bool> {
-        let seen = m.observe32(at(reg::EPOCH_SEEN));
-        if !self.current(m) {
+        let (pmm, seen) = Self::words(m);
+        if pmm != self.pmm {
             Some(false)
         } else if seen == self.epoch {
             Some(true)
@@ -362,33 +382,11 @@ impl DriverHalf {
 
     /// Whether the PMM is still the one that was greeted.
     pub fn current<M: Mem>(&self, m: &M) -> bool {
-        m.observe32(at(reg::PMM_EPOCH)) == self.pmm
+        observe(m, at(reg::PMM_EPOCH)) == self.pmm
     }
     /// Whether the session is the one that was adopted: the same PMM, and it has not ended it.
     pub fn in_session<M: Mem>(&self, m: &M) -> bool {
         self.adopted(m) == Some(true)
-    }
-}
-
-/// The devices that a header alleges: kinds and blocks, in the order of their windows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceList {
-    entries: [(u32, u32); MAX_DEVICES],
-    count: usize,
-}
-
-impl DeviceList {
-    /// Kind and alleged offset of the block of each device.
-    pub fn iter(&self) -> impl Iterator<Item = (crate::DeviceId, u32)> + '_ {
-        self.entries.iter().take(self.count).map(|&(id, block)| (crate::DeviceId(id), block))
-    }
-    /// How many there are.
-    pub const fn len(&self) -> usize {
-        self.count
-    }
-    /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
-        self.count == 0
     }
 }
 
@@ -426,8 +424,8 @@ impl DriverDevice {
     /// The device in the session that `half` has. The PMM's epoch is looked at last: a PMM that starts clears these
     /// words too, and that is no answer to a reset.
     pub fn state<M: Mem>(self, m: &M, half: &DriverHalf) -> DeviceState {
-        let ready = m.observe32(self.0.at(reg::DEVICE_READY));
-        let fault = Fault::from_word(m.observe32(self.0.at(reg::FAULT)));
+        let ready = observe(m, self.0.at(reg::DEVICE_READY));
+        let fault = Fault::from_word(observe(m, self.0.at(reg::FAULT)));
         match (fault, ready) {
             _ if !half.current(m) => DeviceState::Lost,
             (Fault::None, 0) => DeviceState::Clear,
@@ -440,7 +438,7 @@ impl DriverDevice {
 
 /// The frontend's bell. Kept apart from [`DriverHalf`], because several tasks may ring.
 pub mod driver_bell {
-    use super::{Mem, at, reg};
+    use super::{Mem, at, observe, reg};
 
     /// The count that memory holds; a frontend goes on from it.
     pub fn found<M: Mem>(m: &M) -> u32 {
@@ -453,7 +451,7 @@ pub mod driver_bell {
     }
     /// The PMM's count of bells. Read it before looking at everything, pass it to [`acted`] after.
     pub fn pmm_bell<M: Mem>(m: &M) -> u32 {
-        m.observe32(at(reg::PMM_BELL))
+        observe(m, at(reg::PMM_BELL))
     }
     /// Says that everything that `bell` announced has been looked at.
     pub fn acted<M: Mem>(m: &M, bell: u32) {
@@ -498,7 +496,7 @@ pub fn write_static<M: Mem>(m: &M, window: Window, words: &StaticWords) {
 #[derive(Clone, Copy, Debug)]
 pub struct StaticWords {
     /// Which kind of device.
-    pub id: crate::DeviceId,
+    pub id: DeviceId,
     /// Features 0 to 31 that the plain profile offers.
     pub plain_features: u32,
     /// Largest queue size.
@@ -519,7 +517,7 @@ mod tests {
 
     fn words() -> StaticWords {
         let data = crate::header::Extent { at: 0x1000, len: 0x1000 };
-        let id = crate::DeviceId::RNG;
+        let id = DeviceId::RNG;
         StaticWords { id, plain_features: 0, queue_max: 8, data, data_base: 0x1000, block: 0x1000 }
     }
 
@@ -533,9 +531,9 @@ mod tests {
 
     fn start_guest(m: &crate::Region) -> DriverHalf {
         let PmmLook::Present(epoch) = DriverHalf::look(m) else { panic!("no PMM") };
-        let devices = DriverHalf::devices(m).unwrap();
+        let devices = DriverHalf::devices(m, |_, _, _| {}).unwrap();
         let mut guest = DriverHalf::new();
-        assert!(guest.hello(m, epoch, devices.len()));
+        assert!(guest.hello(m, epoch, devices));
         guest
     }
 

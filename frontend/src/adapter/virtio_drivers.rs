@@ -249,9 +249,9 @@ impl<P: Port> Pipe<P> {
         let (index, mut cell) = link.open(id, 0, wanted).map_err(BridgeError::Open)?;
         let most = BLOCKS as u16;
         let [input, output] = &mut cell.queues;
-        input.open(first.slices(), Kind::Request { writable: true }, most);
+        input.open(first.slices(), Kind::Request, most);
         if is_console {
-            output.open(second.slices(), Kind::Request { writable: false }, most);
+            output.open(second.slices(), Kind::Order, most);
         }
         drop(cell);
         // SAFETY: 1. the pages are aligned, mapped and ours for ever; 2. the reference to them ends here, and what the
@@ -304,7 +304,7 @@ impl<B: Wait> State<B> {
     /// Looks at the link, and copies what the driver may ask about the device. Whether it runs.
     fn refresh(&mut self) -> bool {
         let m = self.link.mem().clone();
-        let Some(mut cell) = self.link.enter(self.cell, None) else { return false };
+        let Some(mut cell) = self.link.enter(self.cell) else { return false };
         if !cell.runs() {
             return false;
         }
@@ -340,7 +340,7 @@ impl<B: Wait> State<B> {
         }
         let mut progress = false;
         let m = self.link.mem().clone();
-        let Some(mut cell) = self.link.enter(self.cell, None) else { return false };
+        let Some(mut cell) = self.link.enter(self.cell) else { return false };
         let runs = cell.runs();
         for (index, side) in self.sides.iter_mut().enumerate() {
             let (Some(side), Some(queue)) = (side, cell.queue(index)) else { continue };

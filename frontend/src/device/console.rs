@@ -78,7 +78,7 @@ impl<'s, B: Board> Console<'s, B> {
     }
 
     fn enter(&self) -> Result<CellGuard<'s>, NotNow> {
-        self.link.enter(self.cell, None).ok_or(NotNow::WouldBlock)
+        self.link.enter(self.cell).ok_or(NotNow::WouldBlock)
     }
 
     /// Copies received bytes to the front of `into` and says how many; at least one, unless `into` is empty. What was

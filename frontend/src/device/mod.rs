@@ -39,7 +39,7 @@ macro_rules! handle {
             /// Looks at the epochs and at this device, once and bounded. Every other call does the same first; this
             /// one is for a task that has nothing else to do with its device after a doorbell.
             pub fn poll(&mut self) {
-                self.link.enter(self.cell, None);
+                self.link.enter(self.cell);
             }
             /// How the device stands; nothing while another task is looking at it.
             pub fn status(&self) -> Option<DeviceStatus> {

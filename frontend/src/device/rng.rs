@@ -70,7 +70,7 @@ impl<'s, B: Board> Rng<'s, B> {
     pub fn open_slices(link: &Link<'s, B>, storage: QueueSlices<'s>) -> Result<Rng<'s, B>, OpenError> {
         let (index, mut cell) = link.open(DeviceId::RNG, 0, 0)?;
         let [queue, _] = &mut cell.queues;
-        queue.open(storage, Kind::Request { writable: true }, u16::MAX);
+        queue.open(storage, Kind::Request, u16::MAX);
         Ok(Rng { link: link.clone(), cell: index })
     }
 
@@ -79,7 +79,7 @@ impl<'s, B: Board> Rng<'s, B> {
     ///
     /// It never blocks: with nothing there, it asks the PMM for as many as `into` takes, and answers `WouldBlock`.
     pub fn fill(&mut self, into: &mut [u8]) -> Result<usize, FillError> {
-        let mut cell = self.link.enter(self.cell, None).ok_or(FillError::WouldBlock)?;
+        let mut cell = self.link.enter(self.cell).ok_or(FillError::WouldBlock)?;
         let runs = cell.runs();
         let m = self.link.mem();
         let Some(queue) = cell.queue(wire::rng::REQUEST) else { return Err(FillError::LinkDown) };

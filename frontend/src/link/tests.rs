@@ -1,5 +1,7 @@
 //! Tasks that meet at a lock.
 
+use hvl_shared_abi::header::reg;
+
 use super::*;
 use crate::device::rng::{FillError, Rng, RngStorage};
 use crate::platform::{Clock, Doorbell};

@@ -190,9 +190,9 @@ impl<'s> Cell<'s> {
 
     /// Looks at the device once, in a session of the link or outside of one (0).
     #[inline(never)]
-    pub fn advance<B: Board>(&mut self, link: &Link<'s, B>, session: u32, now: Option<Instant>) {
+    pub fn advance<B: Board>(&mut self, link: &Link<'s, B>, session: u32) {
         if session == 0 {
-            self.watch(link, link.is_greeting(), now);
+            self.watch(link, link.is_greeting());
             return;
         }
         let m = link.mem();
@@ -219,11 +219,11 @@ impl<'s> Cell<'s> {
                 match state {
                     DeviceState::Faulty(fault) => {
                         link.storage().count(Count::Fault, 1);
-                        self.reset(link, fault, now);
+                        self.reset(link, fault);
                     }
                     _ if !sound => {
                         link.storage().count(Count::Broken, 1);
-                        self.reset(link, Fault::None, now);
+                        self.reset(link, Fault::None);
                     }
                     _ if completed => {
                         self.refill(link);
@@ -232,22 +232,17 @@ impl<'s> Cell<'s> {
                 }
             }
             DeviceStatus::Resetting(_) => {
-                if state == DeviceState::Clear
-                    && link.in_session(session)
-                    && self.pause(link, now) >= self.retry
-                {
+                if state == DeviceState::Clear && link.in_session(session) && self.pause(link) >= self.retry {
                     self.set_up(link);
                 }
             }
         }
-        let expects = match self.status {
-            DeviceStatus::Starting | DeviceStatus::Resetting(_) => true,
-            DeviceStatus::Running => {
-                self.queues.iter_mut().filter_map(Room::queue).any(|queue| queue.expects())
-            }
-            DeviceStatus::Down | DeviceStatus::Missing | DeviceStatus::Unfit(_) => false,
+        let expects = if self.runs() {
+            self.queues.iter_mut().filter_map(Room::queue).any(|queue| queue.expects())
+        } else {
+            matches!(self.status, DeviceStatus::Starting | DeviceStatus::Resetting(_))
         };
-        self.watch(link, expects, now);
+        self.watch(link, expects);
     }
 
     /// Posts what receive queues have free.
@@ -261,17 +256,18 @@ impl<'s> Cell<'s> {
 
     /// Kicks again what has stayed unanswered for too long: a hello, a start, a reset, a request. A bell for anything
     /// else that the PMM lost is found by the PMM's own timers.
-    fn watch<B: Board>(&mut self, link: &Link<'s, B>, expects: bool, now: Option<Instant>) {
+    fn watch<B: Board>(&mut self, link: &Link<'s, B>, expects: bool) {
         if !expects {
             self.alarm.clear();
-        } else if self.alarm.due(link.time(now)) {
+        } else if self.alarm.due(link.board().now()) {
             link.rekick();
         }
     }
 
     /// The time of pauses: the clock, or a millisecond a look where there is none.
-    fn pause<B: Board>(&mut self, link: &Link<'s, B>, now: Option<Instant>) -> Instant {
-        let now = link.time(now);
+    #[inline(never)]
+    fn pause<B: Board>(&mut self, link: &Link<'s, B>) -> Instant {
+        let now = link.board().now();
         if now.is_known() {
             return now;
         }
@@ -280,8 +276,8 @@ impl<'s> Cell<'s> {
     }
 
     /// Asks the PMM to reset the device.
-    fn reset<B: Board>(&mut self, link: &Link<'s, B>, fault: Fault, now: Option<Instant>) {
-        let at = self.pause(link, now);
+    fn reset<B: Board>(&mut self, link: &Link<'s, B>, fault: Fault) {
+        let at = self.pause(link);
         if at.since(self.retry) > TRUSTED {
             self.faults = 0;
         }

@@ -244,7 +244,7 @@ impl<'s> DriverRing<'s> {
     /// The next completion.
     pub fn pop<M: Mem>(&mut self, m: &M) -> Result<Option<Used>, RingFault> {
         if self.popped == self.known {
-            let index = m.observe16(self.words.used_index());
+            let index = self.used_index(m);
             let news = index.wrapping_sub(self.popped);
             if news > self.in_flight {
                 return Err(RingFault::IndexJump { from: self.popped, to: index });
@@ -266,6 +266,12 @@ impl<'s> DriverRing<'s> {
         self.in_flight = self.in_flight.wrapping_sub(1);
         self.release(head);
         Ok(Some(Used { token: Token(head), written: len.min(slot.bytes), overlong: len > slot.bytes }))
+    }
+
+    /// The used index as memory holds it, alleged. Not inlined, as [`store`] is not.
+    #[inline(never)]
+    fn used_index<M: Mem>(&self, m: &M) -> u16 {
+        m.observe16(self.words.used_index())
     }
 
     fn head(&self, id: u32) -> Option<(u16, DriverSlot)> {
@@ -294,7 +300,7 @@ impl<'s> DriverRing<'s> {
     /// Whether a completion waits that [`DriverRing::pop`] would return. If so, whatever the device stored before it is
     /// seen from here on.
     pub fn has_used<M: Mem>(&self, m: &M) -> bool {
-        self.popped != self.known || m.observe16(self.words.used_index()) != self.popped
+        self.popped != self.known || self.used_index(m) != self.popped
     }
 
     /// Before sleeping: asks to be woken by the next completion, and looks once more. `true`: there is one already.

@@ -97,7 +97,7 @@ pub fn main(mem: Shared) {
         // Each handle gets on by itself, so a loop need not poll.
         if poll {
             mem.enter(Phase::Serve);
-            link.poll(board.now());
+            link.poll();
         }
         mem.enter(Phase::Use);
         let mut more = send(&mut console, start);

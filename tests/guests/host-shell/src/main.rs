@@ -165,7 +165,7 @@ fn serve<'s>(
     let mut shell = Shell::new::<Process>();
     loop {
         let now = process.now();
-        link.poll(now);
+        link.poll();
         let until = match shell.run(&mut console, &mut rng, now) {
             Next::Again => continue,
             Next::Wait(until) => until,

@@ -41,7 +41,7 @@ fn run() -> Result<core::convert::Infallible, &'static str> {
     let mut shell = Shell::new::<R5>();
     loop {
         let now = R5.now();
-        link.poll(now);
+        link.poll();
         let next = shell.run(&mut console, &mut rng, now);
         RUNS.store(true, Ordering::Relaxed);
         let until = match next {

@@ -193,7 +193,7 @@ impl World {
             }
             if guest_runs {
                 let now = Instant::from_micros(micros);
-                self.link.poll(now);
+                self.link.poll();
                 next = self.shell.run(&mut self.console, &mut self.rng, now);
                 match next {
                     Next::Again => {}

@@ -45,17 +45,18 @@ impl Board for R5 {
 }
 
 static LINK: LinkStorage<'static> = LinkStorage::NEW;
-static CONSOLE: ConstStaticCell<ConsoleStorage> = ConstStaticCell::new(ConsoleStorage::NEW);
-static RNG: ConstStaticCell<RngStorage> = ConstStaticCell::new(RngStorage::NEW);
+static STORAGE: ConstStaticCell<(ConsoleStorage, RngStorage)> =
+    ConstStaticCell::new((ConsoleStorage::NEW, RngStorage::NEW));
 
 #[r5_board::entry]
 fn main() -> ! {
     r5_board::start(|| LINK.rang());
     let Ok(link) = Link::attach(&LINK, R5) else { boot::halt() };
-    let Ok(mut console) = Console::open(&link, CONSOLE.take(), Options::default()) else { boot::halt() };
-    let Ok(mut rng) = Rng::open(&link, RNG.take()) else { boot::halt() };
+    let (console, rng) = STORAGE.take();
+    let Ok(mut console) = Console::open(&link, console, Options::default()) else { boot::halt() };
+    let Ok(mut rng) = Rng::open(&link, rng) else { boot::halt() };
     loop {
-        link.poll(R5.now());
+        link.poll();
         let mut bytes = [0u8; 64];
         black_box(&mut bytes);
         let _ = black_box(rng.fill(&mut bytes));
