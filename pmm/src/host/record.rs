@@ -1,10 +1,12 @@
 //! `--state FILE`: a small record that outlives this process, for a guest that cannot tell one PMM from the next.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::failure::{Failure, refused};
+use crate::region::lock;
 
 /// Bytes of one of the two slots that are written in turn; a power failure spoils at most one.
 const SLOT: u64 = 4096;
@@ -13,7 +15,8 @@ const HEAD: usize = 24;
 const MAGIC: u32 = u32::from_le_bytes(*b"HVLs");
 
 /// A file that holds the latest of a sequence of records. A record that [`store`](Self::store) returned from survives
-/// the death of this process (not of the machine: the guest would not either).
+/// the death of this process (not of the machine: the guest would not either). It is locked while it is open: two
+/// writers would hand each other's guest to their successors.
 #[derive(Debug)]
 pub struct StateFile {
     file: File,
@@ -29,7 +32,7 @@ impl StateFile {
     ///
     /// # Errors
     ///
-    /// [`Failure::Refused`] if it cannot be opened, or holds something else.
+    /// [`Failure::Refused`] if it cannot be opened, another process has it, or it holds something else.
     pub fn open(path: &Path) -> Result<StateFile, Failure> {
         let name = format!("--state {}", path.display());
         let file = match File::options().read(true).write(true).create(true).truncate(false).open(path) {
@@ -40,6 +43,8 @@ impl StateFile {
                 ));
             }
         };
+        // The whole file, and whatever it may become.
+        lock(file.as_fd(), 0, 0, &name, "this state is kept")?;
         let (mut slots, mut empty) = (Vec::new(), true);
         for at in [0, SLOT] {
             let mut bytes = vec![0; SLOT as usize];
@@ -117,9 +122,15 @@ mod tests {
         assert_eq!(state.latest(), None);
         for record in [&b"one"[..], b"", b"three and longer"] {
             state.store(record).unwrap();
-            assert_eq!(StateFile::open(&path).unwrap().latest(), Some(record));
+            drop(state);
+            state = StateFile::open(&path).unwrap();
+            assert_eq!(state.latest(), Some(record));
         }
         assert!(state.store(&[0; StateFile::MAX + 1]).is_err());
+        let text = StateFile::open(&path).unwrap_err().to_string();
+        let own = format!("this state is kept by process {} ", std::process::id());
+        assert!(text.contains("--state ") && text.contains(&own), "{text}");
+        drop(state);
         // The newest is torn: the one before it counts.
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"X", SLOT + HEAD as u64).unwrap();

@@ -10,7 +10,7 @@
 mod holder;
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
 
@@ -48,7 +48,8 @@ impl Mapping {
     pub fn open(link: &LinkDescription) -> Result<Mapping, Failure> {
         let source = Source::open(link)?;
         let len = u64::from(link.size);
-        lock(&source, link)?;
+        let what = format!("the region of '{}' is served", link.name);
+        lock(source.fd.as_fd(), source.offset, u64::from(link.size), &source.name, &what)?;
         source.check_length(len)?;
         let flags = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses the address, so nothing that exists is replaced.
@@ -268,22 +269,25 @@ impl Source {
     }
 }
 
-/// Takes the lock, waiting a moment for a holder that is about to end.
-fn lock(source: &Source, link: &LinkDescription) -> Result<(), Failure> {
-    let len = u64::from(link.size);
+/// Locks `len` bytes of a file (0: all of it) from `start` for this process, waiting a moment for a holder that is about
+/// to end. `name` is the option that the file comes from, and `what` says what a holder does with it.
+///
+/// # Errors
+///
+/// [`Failure::Refused`] with the process that has the lock.
+pub(crate) fn lock(fd: BorrowedFd<'_>, start: u64, len: u64, name: &str, what: &str) -> Result<(), Failure> {
     let mut holder = None;
     for _ in 0..TRIES {
-        match sys::lock_range(source.fd.as_fd(), source.offset, len) {
+        match sys::lock_range(fd, start, len) {
             Ok(true) => return Ok(()),
             Ok(false) => {}
             Err(error) => {
                 return refused(format!(
-                    "{}: cannot be locked ({error}); use a file system that has locks",
-                    source.name
+                    "{name}: cannot be locked ({error}); use a file system that has locks"
                 ));
             }
         }
-        holder = holder::find(source.fd.as_fd(), source.offset, len);
+        holder = holder::find(fd, start, if len == 0 { u64::MAX } else { len });
         if let Some(holder) = &holder
             && !holder.ends_within(PREDECESSOR_MS)
         {
@@ -291,10 +295,7 @@ fn lock(source: &Source, link: &LinkDescription) -> Result<(), Failure> {
         }
     }
     let by = holder.map_or("a process that this user cannot see".to_string(), |holder| holder.to_string());
-    refused(format!(
-        "{}: the region of '{}' is served by {by} already; end that one first",
-        source.name, link.name
-    ))
+    refused(format!("{name}: {what} by {by} already; end that one first"))
 }
 
 #[cfg(test)]

@@ -91,3 +91,19 @@ fn a_terminal_is_restored_wherever_the_start_fails() {
     }
     assert!(failed > 0, "no start failed for want of descriptors");
 }
+
+#[test]
+fn one_state_file_serves_one_pmm() {
+    let dir = Dir::new();
+    let state = format!("--rng --state {}", dir.text("state"));
+    let one = dir.start(&state);
+    let mut command = pmm();
+    command.args(["run", "--no-dtb", "--shmem-addr", "1M", "--shmem-size", "1M", "--rng"]);
+    command.args(["--state", &dir.text("state"), "--control", &dir.text("other")]);
+    let said = failure(&mut command, 1);
+    let holder = format!("process {} (pmm)", one.0.id());
+    assert!(said.contains("--state ") && said.contains(&holder) && said.contains("end that one"), "{said}");
+    // A killed one leaves no lock.
+    one.kill();
+    assert_eq!(dir.start(&state).end().0, Some(0));
+}
