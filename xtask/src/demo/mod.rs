@@ -90,7 +90,10 @@ pub fn run(options: &Options) -> Result<()> {
     eprintln!("demo: everything is there after {:.1} s", start.elapsed().as_secs_f32());
     match script {
         None => sit_at(&built),
-        Some(script) => play(&built, &script, Duration::from_secs(options.line_timeout), &mut io::stdout()),
+        Some(script) => {
+            let limit = Duration::from_secs(options.line_timeout);
+            play(&built, &script, limit, &mut io::stdout(), |_| Ok(()))
+        }
     }
 }
 
@@ -105,25 +108,48 @@ fn read_script(path: &Path) -> Result<Script> {
     Script::parse(name, &text)
 }
 
-/// For tests: plays `script` at `guest` and returns the transcript.
-pub fn transcript(guest: Guest, tools: Option<&Tools>, script: &str, limit: Duration) -> Result<String> {
+/// What a script has left behind.
+pub struct Played {
+    /// What the guest printed.
+    pub transcript: String,
+    /// What `pmm status --json` said when the last command had ended.
+    pub status: serde_json::Value,
+    /// The shared memory then.
+    pub memory: Vec<u8>,
+    /// The program that the guest ran.
+    pub program: Vec<u8>,
+}
+
+/// For tests: plays `script` at `guest` and returns what it left.
+pub fn played(guest: Guest, tools: Option<&Tools>, script: &str, limit: Duration) -> Result<Played> {
     let built = start::build(guest, tools)?;
     let mut transcript = Vec::new();
     let script = Script::parse("the test's script".into(), script)?;
-    play(&built, &script, limit, &mut transcript).with_context(|| {
+    let left = |running: &start::Running| Ok((running.status()?, running.memory()?));
+    let (status, memory) = play(&built, &script, limit, &mut transcript, left).with_context(|| {
         let end = transcript.get(transcript.len().saturating_sub(1000)..).unwrap_or(&[]);
         format!("the guest printed at last {:?}", String::from_utf8_lossy(end))
     })?;
-    Ok(String::from_utf8_lossy(&transcript).into_owned())
+    let transcript = String::from_utf8_lossy(&transcript).into_owned();
+    Ok(Played { transcript, status, memory, program: built.program()? })
 }
 
-/// Lets a script type.
-fn play(built: &Built, script: &Script, limit: Duration, out: &mut dyn io::Write) -> Result<()> {
+/// Lets a script type, and looks at what it left while the PMM still runs.
+fn play<T>(
+    built: &Built,
+    script: &Script,
+    limit: Duration,
+    out: &mut dyn io::Write,
+    look: impl FnOnce(&start::Running) -> Result<T>,
+) -> Result<T> {
     let mut running = start::start(built)?;
     let mut pmm = running.pmm()?;
+    pmm.arg("--control").arg(running.control());
     pmm.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let result = start::Child::start(&mut pmm)
-        .and_then(|mut pmm| script::play(script, built.guest.name(), pmm.inner(), limit, out));
+    let result = start::Child::start(&mut pmm).and_then(|mut pmm| {
+        script::play(script, built.guest.name(), pmm.inner(), limit, out)?;
+        look(&running)
+    });
     running.end(result.is_ok());
     result.with_context(|| format!("logs are in {}", running.folder().display()))
 }

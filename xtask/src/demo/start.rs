@@ -6,6 +6,7 @@ use std::{
     env,
     fs::{self, File},
     io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{self, Command, ExitStatus, Stdio},
     thread,
@@ -15,7 +16,7 @@ use std::{
 use super::Guest;
 use crate::{
     paths,
-    process::run,
+    process::{read, run},
     setup::{self, Emulator, Tools},
     tied::{self, Death},
 };
@@ -57,6 +58,17 @@ pub fn build(guest: Guest, tools: Option<&Tools>) -> Result<Built> {
         let machine = Machine::Board { firmware, emulator: Box::new(emulator) };
         Ok(Built { guest, pmm: pmm(), machine })
     })
+}
+
+impl Built {
+    /// The file that the guest runs.
+    pub fn program(&self) -> Result<Vec<u8>> {
+        let path = match &self.machine {
+            Machine::Process { program } => program,
+            Machine::Board { firmware, .. } => firmware,
+        };
+        fs::read(path).with_context(|| format!("{} is gone", path.display()))
+    }
 }
 
 fn pmm() -> PathBuf {
@@ -148,6 +160,26 @@ impl Running {
         command.arg("--shmem-size").arg(SHARED_SIZE.to_string());
         command.arg("--doorbell").arg(format!("unix-stream:{}", self.doorbell.display()));
         tied::tie(&command, Death::Terminate)
+    }
+
+    /// Where a PMM's control socket may be; one that sits at a terminal has the user's default.
+    pub fn control(&self) -> PathBuf {
+        self.folder.join("control")
+    }
+
+    /// What `pmm status --json` says of the PMM at [`Running::control`].
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let mut command = Command::new(&self.pmm);
+        let said = read(command.args(["status", "--json", "--control"]).arg(self.control()))?;
+        serde_json::from_str(&said).with_context(|| format!("pmm status --json is no JSON: {said}"))
+    }
+
+    /// What the shared memory holds.
+    pub fn memory(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; SHARED_SIZE as usize];
+        let read = File::open(&self.memory).and_then(|file| file.read_exact_at(&mut bytes, self.offset));
+        read.with_context(|| format!("{} cannot be read", self.memory.display()))?;
+        Ok(bytes)
     }
 
     /// Memory, sockets and logs.
