@@ -1,9 +1,10 @@
 //! A doorbell that fails: between a guest's and a PMM's, it merges, drops, doubles and delays rings, as its seed
 //! decides, and counts what it did.
 //!
-//! Rings that are read together become one (merged), as in a mailbox with one pending bit. Of those that are left, one
-//! in a hundred vanishes, one in fifty is rung twice, and one in twenty comes up to 20 ms late, when others may have
-//! overtaken it. When a stream ends on one side, the other side's is ended, too: both see that a peer has gone, as they
+//! Rings that are read together are one, as in a mailbox with one pending bit. What becomes of the K-th of these in a
+//! direction, the seed alone decides ([`Fates::decided`]): one in a hundred vanishes, one in fifty becomes one with the
+//! next (and comes when that comes), one in fifty is rung twice, and one in twenty comes up to 20 ms late, when others
+//! may have overtaken it. When a stream ends on one side, the other side's is ended, too: both see that a peer has gone, as they
 //! would without a proxy, and come again.
 
 use std::fmt;
@@ -61,24 +62,101 @@ impl FromStr for End {
 pub struct Fates {
     /// Rings that came.
     pub heard: u64,
-    /// Of these, the ones that became one with another.
+    /// Of these, the ones that were read together with another, and are one with it.
+    pub together: u64,
+    /// Of the rest, the ones that became one with the next.
     pub merged: u64,
-    /// Of the rest, the ones that vanished.
+    /// The ones that vanished.
     pub dropped: u64,
     /// The ones that were rung twice.
     pub doubled: u64,
     /// The ones that were late.
     pub delayed: u64,
+    /// Rings that the other side got.
+    pub rung: u64,
     /// Rings for which nobody was there, or whose socket was full.
     pub unheard: u64,
+    /// Rings that were still late when the proxy ended.
+    pub late: u64,
+}
+
+impl Fates {
+    /// The rings of which the seed decides.
+    pub fn judged(&self) -> u64 {
+        self.heard - self.together
+    }
+
+    /// Rings merged, dropped, doubled, delayed.
+    pub fn counts(&self) -> [u64; 4] {
+        [self.merged, self.dropped, self.doubled, self.delayed]
+    }
+
+    /// [`Fates::counts`] as a seed decides for so many rings of a direction.
+    pub fn decided(seed: u64, to: To, rings: u64) -> [u64; 4] {
+        let mut dice = to.dice(seed);
+        let mut fates = Fates::default();
+        (0..rings).for_each(|_| fates.count(Fate::next(&mut dice)));
+        fates.counts()
+    }
+
+    fn count(&mut self, fate: Fate) {
+        match fate {
+            Fate::Merged => self.merged += 1,
+            Fate::Dropped => self.dropped += 1,
+            Fate::Doubled => self.doubled += 1,
+            Fate::Delayed(_) => self.delayed += 1,
+            Fate::Passed => {}
+        }
+    }
+}
+
+/// Whom a ring is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// The guest.
+    Guest = 0,
+    /// The PMM.
+    Pmm = 1,
+}
+
+impl To {
+    /// Each direction has its own, so that the order in which the two are read says nothing.
+    fn dice(self, seed: u64) -> Dice {
+        Dice::new(Dice::new(seed.wrapping_add(self as u64)).number())
+    }
+}
+
+/// What becomes of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Passed,
+    Merged,
+    Dropped,
+    Doubled,
+    Delayed(Duration),
+}
+
+impl Fate {
+    /// One number a ring: the K-th ring's fate does not depend on those before it.
+    fn next(dice: &mut Dice) -> Fate {
+        let number = dice.number();
+        match number % 100 {
+            0 => Fate::Dropped,
+            1..=2 => Fate::Doubled,
+            3..=4 => Fate::Merged,
+            5..=9 => Fate::Delayed(Duration::from_micros((number >> 32) % LATE_US)),
+            _ => Fate::Passed,
+        }
+    }
 }
 
 impl fmt::Display for Fates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fates { heard, merged, dropped, doubled, delayed, unheard } = self;
+        let Fates { heard, together, merged, dropped, doubled, delayed, rung, unheard, late } = self;
         write!(
             f,
-            "{heard} rings, merged {merged}, dropped {dropped}, doubled {doubled}, delayed {delayed}, unheard {unheard}"
+            "{heard} rings, read together {together}, merged {merged}, dropped {dropped}, doubled {doubled}, delayed \
+             {delayed}; rung {rung}, unheard {unheard}, still late {late}"
         )
     }
 }
@@ -211,6 +289,9 @@ impl Proxy {
         let mut work = Work::new(guest, pmm, seed)?;
         let thread = std::thread::Builder::new().name("proxy".into()).spawn(move || {
             while work.turn(stopped.as_fd()) {}
+            for (_, to) in std::mem::take(&mut work.late) {
+                work.fates(to).late += 1;
+            }
             work.report
         })?;
         Ok(Proxy { stop, thread: Some(thread) })
@@ -233,12 +314,13 @@ impl Drop for Proxy {
     }
 }
 
-const GUEST: usize = 0;
-const PMM: usize = 1;
+const GUEST: usize = To::Guest as usize;
+const PMM: usize = To::Pmm as usize;
 
 struct Work {
     sides: [Side; 2],
-    dice: Dice,
+    /// Of each direction, by whom it rings.
+    dice: [Dice; 2],
     /// Rings that are late: when, and to which side.
     late: Vec<(Instant, usize)>,
     report: Report,
@@ -247,7 +329,8 @@ struct Work {
 impl Work {
     fn new(guest: End, pmm: End, seed: u64) -> Result<Work> {
         let sides = [Side::open(guest)?, Side::open(pmm)?];
-        Ok(Work { sides, dice: Dice::new(seed), late: Vec::new(), report: Report::default() })
+        let dice = [To::Guest, To::Pmm].map(|to| to.dice(seed));
+        Ok(Work { sides, dice, late: Vec::new(), report: Report::default() })
     }
 
     /// One round; false at the end.
@@ -292,28 +375,30 @@ impl Work {
 
     fn pass(&mut self, from: usize, count: u64) {
         let to = 1 - from;
+        let fate = Fate::next(&mut self.dice[to]);
         let fates = self.fates(to);
         fates.heard += count;
-        fates.merged += count - 1;
-        match self.dice.roll(100) {
-            0 => self.fates(to).dropped += 1,
-            1..=2 => {
-                self.fates(to).doubled += 1;
+        fates.together += count - 1;
+        fates.count(fate);
+        match fate {
+            // A merged ring is one with the next: a ring says no more than "look", so that one speaks for both.
+            Fate::Merged | Fate::Dropped => {}
+            Fate::Passed => self.ring(to),
+            Fate::Doubled => {
                 self.ring(to);
                 self.ring(to);
             }
-            3..=7 => {
-                self.fates(to).delayed += 1;
-                let late = Duration::from_micros(self.dice.roll(LATE_US));
-                self.late.push((Instant::now() + late, to));
-            }
-            _ => self.ring(to),
+            Fate::Delayed(late) => self.late.push((Instant::now() + late, to)),
         }
     }
 
     fn ring(&mut self, to: usize) {
         let rung = self.sides[to].socket.as_mut().is_some_and(Socket::ring);
-        self.fates(to).unheard += u64::from(!rung);
+        let fates = self.fates(to);
+        match rung {
+            true => fates.rung += 1,
+            false => fates.unheard += 1,
+        }
     }
 }
 
@@ -416,10 +501,15 @@ mod tests {
             arrived += (0..4).take_while(|_| sink.recv(&mut [0]).is_ok()).count() as u64;
         }
         let fates = work.report.to_pmm;
-        assert_eq!((fates.heard, fates.merged), (20_000, 10_000));
-        assert!((50..200).contains(&fates.dropped) && (100..400).contains(&fates.doubled), "{fates}");
-        let late = work.late.len() as u64;
-        assert_eq!(arrived, 10_000 - fates.dropped + fates.doubled - late, "{fates}");
+        assert_eq!((fates.heard, fates.together, fates.judged()), (20_000, 10_000, 10_000));
+        assert_eq!(fates.counts(), Fates::decided(7, To::Pmm, 10_000));
+        assert_ne!(fates.counts(), Fates::decided(7, To::Guest, 10_000));
+        let [merged, dropped, doubled, delayed] = fates.counts();
+        assert!((50..200).contains(&dropped) && (100..400).contains(&doubled), "{fates}");
+        assert!((100..400).contains(&merged) && (300..700).contains(&delayed), "{fates}");
+        assert_eq!(work.late.len() as u64, delayed);
+        assert_eq!(arrived, 10_000 - dropped - merged + doubled - delayed, "{fates}");
+        assert_eq!(arrived, fates.rung, "{fates}");
         for path in [b, c, d] {
             std::fs::remove_file(path).unwrap();
         }
