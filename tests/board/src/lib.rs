@@ -87,6 +87,11 @@ impl Board {
         &self.files
     }
 
+    /// Process id of the emulator.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What the firmware has printed on UART0 since the last start.
     pub fn early_log(&self) -> String {
         fs::read(&self.files.early_log)

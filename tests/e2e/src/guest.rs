@@ -57,6 +57,8 @@ pub trait Guest {
     fn kill(&mut self) -> Result<()>;
     /// Fails if it has ended by itself.
     fn check(&mut self) -> Result<()>;
+    /// Id of the process that is it, or that emulates it.
+    fn id(&self) -> Result<u32>;
 }
 
 /// The shell as a Linux process.
@@ -121,6 +123,10 @@ impl Guest for HostShell {
     fn check(&mut self) -> Result<()> {
         self.running.as_mut().map_or(Ok(()), Running::check)
     }
+
+    fn id(&self) -> Result<u32> {
+        self.running.as_ref().map(Running::id).context("no guest runs")
+    }
 }
 
 /// How the emulator is called, so that it dies with the test.
@@ -137,28 +143,29 @@ impl Launch for Words {
     }
 }
 
-/// The shell on the emulated board.
+/// A shell on the emulated board.
 pub struct R5 {
+    name: &'static str,
     words: Words,
     files: Files,
     board: Option<Board>,
 }
 
 impl R5 {
-    /// A board whose files lie in `dir`. It is off.
-    pub fn new(tools: &Tools, dir: &Path) -> Result<R5> {
+    /// A board whose files lie in `dir`, and whose firmware calls itself `name`. It is off.
+    pub fn new(tools: &Tools, dir: &Path, name: &'static str) -> Result<R5> {
         let firmware =
             tools.firmware.clone().context("this test needs the board: --firmware and the emulator")?;
         let files = Files::fresh(&dir.join("board"), firmware)?;
         // The PMM may be first: it finds memory of the board's size.
         files.make_memory()?;
-        Ok(R5 { words: Words(tools.emulator.clone()), files, board: None })
+        Ok(R5 { name, words: Words(tools.emulator.clone()), files, board: None })
     }
 }
 
 impl Guest for R5 {
     fn name(&self) -> &'static str {
-        "r5"
+        self.name
     }
 
     fn place(&self) -> Place {
@@ -185,6 +192,10 @@ impl Guest for R5 {
     fn check(&mut self) -> Result<()> {
         self.board.as_mut().map_or(Ok(()), Board::check)
     }
+
+    fn id(&self) -> Result<u32> {
+        self.board.as_ref().map(Board::id).context("no board runs")
+    }
 }
 
 /// Which guest a test runs.
@@ -192,8 +203,10 @@ impl Guest for R5 {
 pub enum Kind {
     /// [`HostShell`].
     Host,
-    /// [`R5`].
+    /// [`R5`] with `r5-shell`.
     R5,
+    /// [`R5`] with `r5-async`.
+    Async,
 }
 
 impl Kind {
@@ -201,7 +214,8 @@ impl Kind {
     pub fn make(self, tools: &Tools, dir: &Path) -> Result<Box<dyn Guest>> {
         Ok(match self {
             Kind::Host => Box::new(HostShell::new(tools, dir)?),
-            Kind::R5 => Box::new(R5::new(tools, dir)?),
+            Kind::R5 => Box::new(R5::new(tools, dir, "r5")?),
+            Kind::Async => Box::new(R5::new(tools, dir, "r5-async")?),
         })
     }
 }

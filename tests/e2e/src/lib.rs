@@ -34,7 +34,7 @@ pub struct Tools {
     pub pmm: PathBuf,
     /// The program `host-shell`.
     pub host_shell: PathBuf,
-    /// The firmware `r5-shell`, if the emulated board is there.
+    /// The firmware that the test is for, if the emulated board is there.
     pub firmware: Option<PathBuf>,
     /// How the emulator is called: the program and its first arguments.
     pub emulator: Vec<OsString>,

@@ -9,7 +9,11 @@ use crate::{paths, process, tied};
 
 /// Runs one by its name.
 pub fn run(context: &Context, name: &str) -> Result<()> {
-    let board = name.ends_with("-r5");
+    let firmware = match name.rsplit_once('-') {
+        Some((_, "r5")) => Some("r5-shell"),
+        Some((_, "async")) => Some("r5-async"),
+        _ => None,
+    };
     let target = paths::host_target();
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(paths::root()).env("CARGO_TARGET_DIR", &target);
@@ -20,14 +24,14 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
     let mut test = Command::new(programs.join("hvl-e2e"));
     test.args(["run", name]).arg("--work").arg(paths::run_dir("e2e"));
     test.arg("--pmm").arg(programs.join("pmm")).arg("--host-shell").arg(programs.join("host-shell"));
-    if board {
+    if let Some(firmware) = firmware {
         let tools = context.tools()?;
-        test.arg("--firmware").arg(tools.toolchain.build("r5-shell")?);
+        test.arg("--firmware").arg(tools.toolchain.build(firmware)?);
         let emulator = tools.emulator.command();
         test.arg("--").arg(emulator.get_program()).args(emulator.get_args());
     }
     process::run(&mut tied::tie(&test, tied::Death::Kill)?).with_context(|| {
-        let with = if board { "the board" } else { "the shell as a process" };
-        format!("{name}, with {with}: see above; logs are in {}", paths::run_dir("e2e").join(name).display())
+        let with = firmware.unwrap_or("the shell as a process");
+        format!("{name} with {with}: see above; logs are in {}", paths::run_dir("e2e").join(name).display())
     })
 }

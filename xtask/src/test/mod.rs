@@ -117,6 +117,11 @@ const TESTS: &[Test] = &[
         run: |context| e2e::run(context, "idle-r5"),
     },
     Test {
+        name: "idle-async",
+        about: "the same with tasks of an executor on the board",
+        run: |context| e2e::run(context, "idle-async"),
+    },
+    Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
         run: |context| e2e::run(context, "proxy-host"),

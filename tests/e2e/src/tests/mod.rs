@@ -70,6 +70,12 @@ pub const TESTS: &[Test] = &[
         run: |tools| idle::run(tools, Kind::R5),
     },
     Test {
+        name: "idle-async",
+        about: "the same with tasks of an executor on the board",
+        board: true,
+        run: |tools| idle::run(tools, Kind::Async),
+    },
+    Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
         board: false,

@@ -46,6 +46,7 @@ rand N        N random bytes from the link's entropy device, in hex
 echo TEXT     prints TEXT
 flood N       prints N bytes of a pattern, then their count and CRC-32
 line K        answers 'got K'
+link          what the frontend counted
 panic         panics: the last words go to the PMM, and the board restarts
 reboot        restarts the board
 ";
@@ -159,6 +160,7 @@ async fn answer(console: &mut Console<'static, R5>, line: &[u8]) -> End {
         Command::About => about(console).await,
         Command::Echo(text) => print(console, format_args!("{text}\n")).await,
         Command::Line(number) => print(console, format_args!("got {number}\n")).await,
+        Command::Link => counters(console).await,
         Command::Rand(count) => rand(console, count).await,
         Command::Flood(len) => flood(console, len).await,
         Command::Reboot | Command::Panic => {
@@ -166,7 +168,7 @@ async fn answer(console: &mut Console<'static, R5>, line: &[u8]) -> End {
             let Ok(()) = AsyncConsole::new(console).flush().await;
             return if command == Command::Panic { End::Panic } else { End::Reboot };
         }
-        Command::Sink(_) | Command::Count(..) | Command::Link => {
+        Command::Sink(_) | Command::Count(..) => {
             send(console, b"error: r5-async has no such command; 'help' lists what it has\n").await;
             return End::Command(false);
         }
@@ -185,6 +187,17 @@ async fn about(console: &mut Console<'static, R5>) {
         }
     }
     send(console, text.as_bytes()).await;
+}
+
+async fn counters(console: &mut Console<'static, R5>) {
+    for line in 0.. {
+        let mut text = Text::<64>::NEW;
+        if report::counter_line(line, console, &mut text).is_none() {
+            break;
+        }
+        text.push(b"\n");
+        send(console, text.as_bytes()).await;
+    }
 }
 
 async fn rand(console: &mut Console<'static, R5>, count: u32) {

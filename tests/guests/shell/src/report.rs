@@ -53,7 +53,7 @@ pub(crate) fn line<B: Machine, const N: usize>(
     let written = match report {
         Report::Help => HELP.get(line).map(|help| out.write_str(help)),
         Report::About => about(line, subject, out),
-        Report::Link => counter(line, subject, out),
+        Report::Link => counter_line(line, subject.console, out),
     };
     if written.is_some() {
         out.push(b"\n");
@@ -123,12 +123,13 @@ impl fmt::Display for Status {
     }
 }
 
-fn counter<B: Machine>(
+/// What the frontend has counted, one line of it; without its end.
+pub fn counter_line<B: Machine>(
     line: usize,
-    subject: &Subject<'_, '_, B>,
+    console: &Console<'_, B>,
     out: &mut dyn fmt::Write,
 ) -> Option<fmt::Result> {
-    let link = subject.console.link();
+    let link = console.link();
     let counters = link.counters();
     let mut all = counters.iter();
     let count = all.size_hint().0;
@@ -137,7 +138,7 @@ fn counter<B: Machine>(
     }
     match line.checked_sub(count)? {
         0 => {
-            let bytes = subject.console.acknowledged().unwrap_or(0);
+            let bytes = console.acknowledged().unwrap_or(0);
             Some(write!(out, "{:13} {bytes}", "acknowledged"))
         }
         1 => link.board().wake_ups().map(|wakes| write!(out, "{:13} {wakes}", "wake_ups")),
