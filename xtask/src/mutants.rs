@@ -146,13 +146,29 @@ fn copy_tree(to: &Path) -> Result<()> {
         "--others",
         "--exclude-standard",
     ]))?;
+    let mut copied = HashSet::new();
     for file in files.lines() {
         let (from, to) = (paths::root().join(file), to.join(file));
         let Ok(new) = fs::read(&from) else { continue };
+        copied.insert(to.clone());
         // A file that has not changed keeps its time, so that cargo builds nothing twice.
         if fs::read(&to).ok().as_ref() != Some(&new) {
             fs::create_dir_all(to.parent().unwrap_or(&to))?;
             fs::write(&to, new).with_context(|| format!("{} cannot be written", to.display()))?;
+        }
+    }
+    remove_others(to, &copied)
+}
+
+/// Removes the files of an earlier copy that the tree has no more: cargo would find and build them.
+fn remove_others(folder: &Path, copied: &HashSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            remove_others(&path, copied)?;
+        } else if !copied.contains(&path) && entry.file_name() != "Cargo.lock" {
+            fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
         }
     }
     Ok(())
