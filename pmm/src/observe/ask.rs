@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Condition, Status, control};
+use super::control::{self, Found};
+use super::{Condition, Status};
 use crate::failure::{Failure, misuse, refused};
 use crate::options::{Number, StatusRequest};
 use crate::sys::Watches;
+use crate::unix::connect;
 
 /// How long a PMM may take to answer: it answers between two looks, so this is a guard against one that hangs.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -96,24 +98,29 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
 /// The socket that was named, or that of the only PMM that runs.
 fn find(named: Option<&Path>) -> Result<(PathBuf, UnixStream), Failure> {
     if let Some(path) = named {
-        return match UnixStream::connect(path) {
+        let stream = connect(path).and_then(|stream| {
+            stream.set_nonblocking(false)?;
+            Ok(stream)
+        });
+        return match stream {
             Ok(stream) => Ok((path.into(), stream)),
             Err(error) => refused(format!("--control {}: no pmm answers there ({error})", path.display())),
         };
     }
     let dir = control::directory();
-    let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut alive: Vec<_> =
-        entries.filter_map(|path| UnixStream::connect(&path).ok().map(|stream| (path, stream))).collect();
-    match (alive.pop(), alive.len()) {
-        (Some(one), 0) => Ok(one),
+    let mut found = control::discover(&dir);
+    match (found.pop(), found.len()) {
+        (Some(Found { path, stream: Some(stream) }), 0) => Ok((path, stream)),
+        (Some(Found { path, stream: None }), 0) => {
+            refused(format!("{}: the pmm there does not answer; is it stopped?", path.display()))
+        }
         (None, _) => refused(format!(
             "no pmm of this user runs (none in {}); name its socket with --control PATH",
             dir.display()
         )),
         (Some(one), _) => {
             let all: Vec<String> =
-                alive.iter().chain([&one]).map(|(path, _)| path.display().to_string()).collect();
+                found.iter().chain([&one]).map(|one| one.path.display().to_string()).collect();
             misuse(format!("several pmms run; choose one with --control: {}", all.join(", ")))
         }
     }

@@ -1,17 +1,23 @@
 //! The control socket: a stream socket at which one line is a question. `status` is answered with one line of JSON,
 //! `follow` with one now and one after each change. It can only look: nothing is changed through it.
+//!
+//! A client that says no more, as `nc -N` does at the end of its input, still gets its answers; one that has closed its
+//! end is let go.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+use rustix::process::Pid;
+
 use super::{Board, Process, Status};
 use crate::failure::{Failure, refused};
 use crate::sys::Watches;
-use crate::unix::Listener;
+use crate::unix::{Listener, connect};
 
 /// Clients at one time; more are turned away.
 const MAX_CLIENTS: usize = 64;
@@ -34,6 +40,8 @@ struct Client {
     question: Vec<u8>,
     waiting: Vec<u8>,
     want: Want,
+    /// It says no more.
+    ended: bool,
     gone: bool,
 }
 
@@ -55,6 +63,49 @@ pub(crate) fn directory() -> PathBuf {
     }
 }
 
+/// Whether nobody else can write to a directory.
+fn is_trusted(dir: &Path) -> bool {
+    std::fs::symlink_metadata(dir).is_ok_and(|meta| {
+        meta.is_dir() && meta.uid() == rustix::process::getuid().as_raw() && meta.mode() & 0o022 == 0
+    })
+}
+
+/// A PMM that was found.
+pub(crate) struct Found {
+    /// Its socket.
+    pub path: PathBuf,
+    /// Connected to it, or nothing if it is there and too busy to accept.
+    pub stream: Option<UnixStream>,
+}
+
+/// The PMMs of this user whose sockets are in the default directory. What killed ones left there is removed.
+pub(crate) fn discover(dir: &Path) -> Vec<Found> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let look = |path: PathBuf| match connect(&path) {
+        Ok(stream) => {
+            stream.set_nonblocking(false).ok()?;
+            Some(Found { path, stream: Some(stream) })
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Some(Found { path, stream: None }),
+        Err(error) => {
+            // One that starts at this moment has its socket and does not listen yet; it lives.
+            if error.kind() == ErrorKind::ConnectionRefused && is_orphan(&path) && is_trusted(dir) {
+                let _ = std::fs::remove_file(&path);
+            }
+            None
+        }
+    };
+    entries.filter_map(look).collect()
+}
+
+/// Whether a socket is named after a process that is no more.
+fn is_orphan(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let pid = name.and_then(|name| name.strip_suffix(".sock")?.rsplit('.').next()?.parse().ok());
+    let pid = pid.filter(|pid| *pid > 0).and_then(Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
+}
+
 /// Makes that directory, and trusts it only if nobody else can write there.
 fn make_directory() -> Result<PathBuf, Failure> {
     let dir = directory();
@@ -64,15 +115,9 @@ fn make_directory() -> Result<PathBuf, Failure> {
             "{name}: the directory for the control socket cannot be made ({error}); use --control PATH"
         ));
     }
-    match std::fs::symlink_metadata(&dir) {
-        Ok(meta)
-            if meta.is_dir()
-                && meta.uid() == rustix::process::getuid().as_raw()
-                && meta.mode() & 0o022 == 0 =>
-        {
-            Ok(dir)
-        }
-        _ => refused(format!(
+    match is_trusted(&dir) {
+        true => Ok(dir),
+        false => refused(format!(
             "{name}: the directory for the control socket can be written by others; use --control PATH"
         )),
     }
@@ -110,7 +155,10 @@ impl Control {
         for client in &self.clients {
             // Questions are read when the answers before them are taken: a client that does not read costs no memory.
             let behind = !client.waiting.is_empty();
-            watches.add(client.stream.as_raw_fd(), !behind, behind);
+            match client.ended && !behind {
+                true => watches.add_hang_up(client.stream.as_raw_fd()),
+                false => _ = watches.add(client.stream.as_raw_fd(), !behind, behind),
+            }
         }
     }
 
@@ -125,8 +173,7 @@ impl Control {
             let Some(stream) = self.listener.accept(now_us) else { break };
             // The others are turned away by closing.
             if self.clients.len() < MAX_CLIENTS {
-                let (question, waiting) = (Vec::new(), Vec::new());
-                self.clients.push(Client { stream, question, waiting, want: Want::Nothing, gone: false });
+                self.clients.push(Client::new(stream));
             }
         }
         for client in &mut self.clients {
@@ -135,6 +182,7 @@ impl Control {
             }
             client.answer(&self.boards);
             client.send();
+            client.leave();
         }
         self.clients.retain(|client| !client.gone);
         let followed = self.clients.iter().any(|client| matches!(client.want, Want::Changes(_)));
@@ -143,12 +191,24 @@ impl Control {
 }
 
 impl Client {
+    fn new(stream: UnixStream) -> Client {
+        let (question, waiting) = (Vec::new(), Vec::new());
+        Client { stream, question, waiting, want: Want::Nothing, ended: false, gone: false }
+    }
+
     fn listen(&mut self, boards: &[Arc<Board>]) {
         let mut bytes = [0; MAX_QUESTION];
         match self.stream.read(&mut bytes) {
-            Ok(0) => self.gone = true,
+            _ if self.ended => {}
+            Ok(0) => {
+                self.ended = true;
+                // A last line need not have an end of its own.
+                if !self.question.is_empty() {
+                    self.question.push(b'\n');
+                }
+            }
             Ok(got) => self.question.extend_from_slice(&bytes[..got]),
-            Err(error) => self.gone = error.kind() != std::io::ErrorKind::WouldBlock,
+            Err(error) => self.gone = error.kind() != ErrorKind::WouldBlock,
         }
         while let Some(end) = self.question.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.question.drain(..=end).collect();
@@ -198,11 +258,25 @@ impl Client {
         self.gone |= self.waiting.len() > MAX_WAITING;
     }
 
+    /// Lets go a client that says no more, when it has all it asked for or takes no more.
+    fn leave(&mut self) {
+        if self.ended && self.waiting.is_empty() {
+            self.gone |= matches!(self.want, Want::Nothing) || self.has_hung_up();
+        }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A hang-up is reported without being asked for.
+        poll(&mut [PollFd::new(&self.stream, PollFlags::empty())], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     fn send(&mut self) {
         while !self.waiting.is_empty() {
             match self.stream.write(&self.waiting) {
                 Ok(sent @ 1..) => _ = self.waiting.drain(..sent),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 _ => {
                     self.gone = true;
                     break;
@@ -278,9 +352,48 @@ mod tests {
             assert_eq!(status.links[0].adoptions, change);
         }
         client.set_nonblocking(true).unwrap();
-        assert_eq!((&client).read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!((&client).read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
         // A follower that leaves costs nothing more.
         drop((client, lines));
+        bench.turn();
+        assert!(bench.control.clients.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_says_no_more_still_gets_its_answer() {
+        let mut bench = Bench::new("half");
+        for question in ["status\n", "status", "nonsense\n"] {
+            let mut client = UnixStream::connect(bench.control.path()).unwrap();
+            client.write_all(question.as_bytes()).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            bench.turn();
+            bench.turn();
+            let mut answer = String::new();
+            client.set_nonblocking(true).unwrap();
+            client.read_to_string(&mut answer).expect("an answer and the end");
+            assert_eq!(answer.lines().count(), 1, "{question:?} is answered with {answer:?}");
+            assert!(bench.control.clients.is_empty());
+        }
+        // A follower goes on hearing, wakes nobody meanwhile, and is let go when it goes.
+        let client = UnixStream::connect(bench.control.path()).unwrap();
+        (&client).write_all(b"follow\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+        let mut watches = Watches::default();
+        for change in 0..3 {
+            bench.link.adoptions = change;
+            bench.turn();
+            bench.turn();
+            let status: Status = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            assert_eq!(status.links[0].adoptions, change);
+            watches.clear();
+            bench.control.watch(&mut watches);
+            assert_eq!(watches.wait(Some(1)), 0, "there is nothing to do for it");
+        }
+        drop((client, lines));
+        watches.clear();
+        bench.control.watch(&mut watches);
+        assert_eq!(watches.wait(Some(10_000_000)), 1, "its end is noticed");
         bench.turn();
         assert!(bench.control.clients.is_empty());
     }

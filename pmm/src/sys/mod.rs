@@ -130,6 +130,11 @@ impl Watches {
         Watched(usize::MAX)
     }
 
+    /// Waits for nothing but the peer to hang up: to close its end, not merely to say no more.
+    pub fn add_hang_up(&mut self, fd: RawFd) {
+        self.all.push(libc::pollfd { fd, events: 0, revents: 0 });
+    }
+
     /// Whether something has happened on any descriptor in `range`, as [`len`](Self::len) counted before and after
     /// they were added.
     pub fn any(&self, range: std::ops::Range<usize>) -> bool {

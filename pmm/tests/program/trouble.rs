@@ -107,3 +107,37 @@ fn one_state_file_serves_one_pmm() {
     one.kill();
     assert_eq!(dir.start(&state).end().0, Some(0));
 }
+
+#[test]
+fn sockets_that_killed_pmms_left_are_no_obstacle() {
+    let dir = Dir::new();
+    let start = || {
+        let mut command = pmm();
+        command.args(["run", "--no-dtb", "--shmem-addr", "1M", "--shmem-size", "1M", "--rng"]);
+        command.env("XDG_RUNTIME_DIR", &dir.0).stdin(Stdio::null()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    };
+    let status = |more: &[&str]| {
+        pmm().args(["status", "--json"]).args(more).env("XDG_RUNTIME_DIR", &dir.0).output().unwrap()
+    };
+    let wait = ["--wait-for", "links.0.state=serving", "--timeout", &GUARD.as_secs().to_string()];
+    let sockets = || std::fs::read_dir(dir.path("pmm")).unwrap().count();
+    for _ in 0..3 {
+        let one = start();
+        let output = status(&wait);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["pmm"]["pid"], one.0.id());
+        assert_eq!(sockets(), 1, "what the one before left is swept");
+        one.kill();
+    }
+    let output = status(&[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no pmm of this user runs"), "{said}");
+    assert_eq!(sockets(), 0);
+    // What has another name than ours, or belongs to a process that lives, stays.
+    drop(UnixListener::bind(dir.path("pmm/other.sock")).unwrap());
+    drop(UnixListener::bind(dir.path(&format!("pmm/link0.{}.sock", std::process::id()))).unwrap());
+    assert_eq!((status(&[]).status.code(), sockets()), (Some(1), 2));
+}
