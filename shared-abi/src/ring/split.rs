@@ -110,7 +110,8 @@ pub struct DriverRing<'s> {
     /// The used index as far as it was popped, and as far as it is known to go.
     popped: u16,
     known: u16,
-    event_idx: bool,
+    /// 0 or 1. As wide as its neighbours: around a hole in the structure firmware would copy it in pieces.
+    event_idx: u16,
 }
 
 impl<'s> DriverRing<'s> {
@@ -134,7 +135,7 @@ impl<'s> DriverRing<'s> {
             published: 0,
             popped: 0,
             known: 0,
-            event_idx: false,
+            event_idx: 0,
         }
     }
 
@@ -163,7 +164,7 @@ impl<'s> DriverRing<'s> {
     /// features.
     pub fn start<M: Mem>(&mut self, m: &M, features: Features) {
         self.forget();
-        self.event_idx = features.contains(Features::EVENT_IDX);
+        self.event_idx = features.contains(Features::EVENT_IDX).into();
         for at in [self.words.avail_flags(), self.words.avail_index(), self.words.used_event()] {
             store(m, at, 0);
         }
@@ -234,7 +235,7 @@ impl<'s> DriverRing<'s> {
         }
         m.publish16(self.words.avail_index(), self.added);
         self.published = self.added;
-        if !self.event_idx {
+        if self.event_idx == 0 {
             return true;
         }
         m.settle();
@@ -305,7 +306,7 @@ impl<'s> DriverRing<'s> {
 
     /// Before sleeping: asks to be woken by the next completion, and looks once more. `true`: there is one already.
     pub fn arm<M: Mem>(&mut self, m: &M) -> bool {
-        if self.event_idx {
+        if self.event_idx != 0 {
             store(m, self.words.used_event(), self.popped);
         }
         m.settle();
