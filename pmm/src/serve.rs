@@ -215,9 +215,14 @@ impl Loop<'_, '_> {
                 && now.saturating_sub(since) >= wait.as_micros() as u64
             {
                 let seconds = wait.as_secs();
-                break refused(format!(
-                    "--wait {seconds}: no peer came to the doorbell {kind} of '{name}' in {seconds} s; start it, or wait longer"
-                ));
+                break refused(match self.doorbell.counters().peers {
+                    0 => format!(
+                        "--wait {seconds}: no peer came to the doorbell {kind} of '{name}' in {seconds} s; start it, or wait longer"
+                    ),
+                    _ => format!(
+                        "--wait {seconds}: the peer at the doorbell {kind} of '{name}' left, and none came back in {seconds} s; start it again, or wait longer"
+                    ),
+                });
             }
 
             watches.clear();

@@ -95,7 +95,8 @@ impl HostDoorbell for DatagramDoorbell {
             return true;
         }
         if self.absence.failed(now_us) {
-            info!("doorbell unix-dgram: no peer at {}; trying again", self.peer.display());
+            let what = if self.counters.peers == 0 { "no peer yet" } else { "the peer has left" };
+            info!("doorbell unix-dgram: {what} at {}; trying again", self.peer.display());
         }
         false
     }

@@ -171,11 +171,13 @@ impl HostDoorbell for StreamDoorbell {
             }
             Err(error) => {
                 if self.absence.failed(now_us) {
+                    let what =
+                        if self.counters.peers == 0 { "no peer yet" } else { "the peer has not come back" };
                     match &self.side {
                         Side::Connect(_) => {
-                            info!("doorbell {}: no peer yet ({error}); trying again", self.name())
+                            info!("doorbell {}: {what} ({error}); trying again", self.name())
                         }
-                        Side::Listen(_) => info!("doorbell {}: no peer yet; listening", self.name()),
+                        Side::Listen(_) => info!("doorbell {}: {what}; listening", self.name()),
                         Side::Given => info!("doorbell {}: no other peer will come", self.name()),
                     }
                 } else {

@@ -60,12 +60,18 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
         let mut line = String::new();
         match reader.read_line(&mut line) {
             Ok(0) if request.follow => return Ok(()),
-            Ok(0) => return refused(format!("{}: the pmm has ended", path.display())),
+            Ok(0) => {
+                return refused(match unmet(&conditions, &last) {
+                    Some((condition, found)) => {
+                        format!("--wait-for '{condition}': the pmm ended before it was so; it was {found}")
+                    }
+                    None => format!("{}: the pmm has ended", path.display()),
+                });
+            }
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return refused(match conditions.iter().find(|condition| !condition.holds(&last)) {
-                    Some(condition) => {
-                        let found = condition.find(&last).map_or("not there".into(), Value::to_string);
+                return refused(match unmet(&conditions, &last) {
+                    Some((condition, found)) => {
                         format!("--wait-for '{condition}': not so after {seconds} s; it is {found}")
                     }
                     None => {
@@ -93,6 +99,12 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
             return Ok(());
         }
     }
+}
+
+/// The first condition that does not hold, and what is there instead.
+fn unmet<'c>(conditions: &'c [Condition], last: &Value) -> Option<(&'c Condition, String)> {
+    let condition = conditions.iter().find(|condition| !condition.holds(last))?;
+    Some((condition, condition.find(last).map_or("not there".into(), Value::to_string)))
 }
 
 /// The socket that was named, or that of the only PMM that runs.

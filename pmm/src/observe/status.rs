@@ -202,7 +202,11 @@ impl fmt::Display for LinkStatus {
             f,
             "  doorbell  {}, {}; rung {}, merged {}, unheard {}, heard {}, peers {}",
             bell.kind,
-            if bell.peer { "peer there" } else { "no peer" },
+            match (bell.peer, bell.peers) {
+                (true, _) => "peer there",
+                (false, 0) => "no peer yet",
+                (false, _) => "the peer has left",
+            },
             bell.rung,
             bell.merged,
             bell.unheard,

@@ -141,3 +141,29 @@ fn sockets_that_killed_pmms_left_are_no_obstacle() {
     drop(UnixListener::bind(dir.path(&format!("pmm/link0.{}.sock", std::process::id()))).unwrap());
     assert_eq!((status(&[]).status.code(), sockets()), (Some(1), 2));
 }
+
+#[test]
+fn a_peer_that_came_and_left_is_not_one_that_never_came() {
+    let dir = Dir::new();
+    let mut running =
+        dir.start(&format!("--rng --wait 5 --doorbell unix-stream:{},listen", dir.text("bell")));
+    let text = || {
+        let output = pmm().args(["status", "--control", &dir.text("control")]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(text().contains("no peer yet"), "{}", text());
+    let peer = UnixStream::connect(dir.path("bell")).unwrap();
+    dir.wait_for("links.0.doorbell.peer=true");
+    drop(peer);
+    dir.wait_for("links.0.doorbell.peer=false");
+    assert!(text().contains("the peer has left"), "{}", text());
+    // Somebody waits for what will not be.
+    let seconds = GUARD.as_secs().to_string();
+    let output = dir.status(&["--wait-for", "links.0.adoptions>=1", "--timeout", &seconds]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the pmm ended before it was so; it was 0"), "{said}");
+    let (code, said) = running.result();
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("no peer yet").count(), 1, "{said}");
+    assert!(said.contains("left, and none came back in 5 s"), "{said}");
+}
