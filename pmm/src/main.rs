@@ -16,13 +16,15 @@ fn main() -> ExitCode {
         Command::Status(request) => observe::status(&request, &mut std::io::stdout()),
         Command::Run(run) => serve_links(&run),
     });
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("pmm: {failure}");
+            observe::log::say(&format!("pmm: {failure}\n"));
             ExitCode::from(failure.exit_code())
         }
-    }
+    };
+    observe::log::flush();
+    code
 }
 
 fn serve_links(run: &Run) -> Result<(), Failure> {
@@ -33,7 +35,7 @@ fn serve_links(run: &Run) -> Result<(), Failure> {
     for link in &opened.links {
         let said = link.console.as_ref().and_then(|console| console.get().announcement());
         match said {
-            Some(said) if !json => eprintln!("{said}"),
+            Some(said) if !json => observe::log::say(&format!("{said}\n")),
             Some(said) => tracing::info!("{said}"),
             None => {}
         }

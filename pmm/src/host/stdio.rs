@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, Once};
 
@@ -82,7 +82,7 @@ impl StdioEnd {
                         false
                     }
                     (true, b'h' | b'H' | b'?' | 8) => {
-                        let _ = std::io::stderr().write_all(HELP.as_bytes());
+                        crate::observe::log::say(HELP);
                         false
                     }
                     // After the prefix only a second Ctrl-A means itself; any other key was a slip.
@@ -216,7 +216,7 @@ impl Drop for RawMode {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::io::Read;
+    use std::io::{Read, Write};
 
     fn wait(end: &mut StdioEnd) {
         let mut watches = Watches::default();

@@ -5,6 +5,7 @@ mod board;
 mod condition;
 mod control;
 mod limit;
+mod lines;
 pub mod log;
 mod status;
 

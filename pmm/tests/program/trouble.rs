@@ -167,3 +167,59 @@ fn a_peer_that_came_and_left_is_not_one_that_never_came() {
     assert_eq!(said.matches("no peer yet").count(), 1, "{said}");
     assert!(said.contains("left, and none came back in 5 s"), "{said}");
 }
+
+/// A pipe that is full, and takes no more before somebody reads.
+fn stuck_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let flags = fcntl_getfl(&writer).unwrap();
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_nothing() {
+    let dir = Dir::new();
+    let options = format!("--rng --log-level trace --doorbell unix-stream:{},listen", dir.text("bell"));
+    let ddr = dir.path("ddr");
+    for is_read_in_the_end in [false, true] {
+        let (mut reader, writer) = stuck_pipe();
+        let mut command = dir.run(&options);
+        let mut running = Running(command.stdin(Stdio::null()).stderr(writer).spawn().unwrap());
+        drop(command);
+        dir.wait_for("links.0.state=serving");
+        let bell = UnixStream::connect(dir.path("bell")).unwrap();
+        for epoch in 1..4u32 {
+            let epoch = 2 * epoch + u32::from(is_read_in_the_end);
+            File::options().write(true).open(&ddr).unwrap().write_all_at(&epoch.to_le_bytes(), 0xd4).unwrap();
+            (&bell).write_all(&[1]).unwrap();
+            dir.wait_for(&format!("links.0.driver_epoch={epoch}"));
+        }
+        running.signal(Signal::TERM);
+        if is_read_in_the_end {
+            let mut said = String::new();
+            reader.read_to_string(&mut said).unwrap();
+            assert!(said.contains("link0: serving") && said.contains("SIGTERM: ending"), "{said}");
+            assert!(said.ends_with("link0: ended\n"), "{said}");
+        }
+        assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_terminal_is_restored_with_a_standard_error_that_nobody_reads() {
+    let dir = Dir::new();
+    let (_user, terminal) = terminal();
+    let before = modes(&terminal);
+    let (_reader, writer) = stuck_pipe();
+    let again = || Stdio::from(terminal.try_clone().unwrap());
+    let mut command = dir.run("--console stdio");
+    let mut running = Running(command.stdin(again()).stdout(again()).stderr(writer).spawn().unwrap());
+    dir.wait_for("links.0.state=serving");
+    assert_ne!(modes(&terminal), before);
+    running.signal(Signal::TERM);
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    assert_eq!(modes(&terminal), before);
+}
