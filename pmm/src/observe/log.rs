@@ -1,5 +1,5 @@
 //! Logs go to standard error: text for people, JSON for machines. Standard output belongs to the guest's console. Nobody
-//! who logs waits for standard error; see [`Lines`].
+//! who logs waits for standard error: a thread writes it from a queue.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
