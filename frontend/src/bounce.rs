@@ -17,13 +17,10 @@
 use hvl_shared_abi::header::Extent;
 use hvl_shared_abi::layout::LINE;
 use hvl_shared_abi::ring::split::DriverSlot;
-use hvl_shared_abi::ring::{DriverRing, RingFault, Segment};
+use hvl_shared_abi::ring::{AddError, DriverRing, RingFault, Segment, Token};
 use hvl_shared_abi::{Features, Mem, QueuePlace};
 
 use crate::link::Count;
-
-/// Largest block: more gains nothing, and PMMs complete a block as a whole.
-pub(crate) const MAX_BLOCK: u32 = 4096;
 
 /// What becomes of output that was in flight when the other side restarted: nobody can know whether it arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +91,10 @@ pub(crate) enum Kind {
     Receive,
     /// Readable blocks; a completion acknowledges them.
     Transmit(InFlight),
+    /// Blocks whose front the device reads and whose rest it writes; completions are ready. An exchange with a PMM
+    /// that is gone is dropped: only its caller knows whether it may be repeated.
+    #[allow(dead_code)] // until the first device that talks like this
+    Exchange,
     /// Writable blocks that the device answers; completions are ready.
     Request,
     /// Readable blocks of which the caller wants to know when the device has read them; completions are ready.
@@ -292,7 +293,7 @@ impl<'s> Queue<'s> {
             return Err(Unfit::QueueTooLong { entries: place.size, storage: self.entries });
         }
         let blocks = u32::from(place.size.min(self.most));
-        let fit = share.len.checked_div(blocks).unwrap_or(0).min(MAX_BLOCK) & !LINE.wrapping_sub(1);
+        let fit = share.len.checked_div(blocks).unwrap_or(0) & !LINE.wrapping_sub(1);
         let block = fit.max(LINE);
         let count = share.len.checked_div(block).unwrap_or(0).min(blocks) as u16;
         if count == 0 {
@@ -323,7 +324,7 @@ impl<'s> Queue<'s> {
         count(Count::Dropped, core::mem::take(&mut self.lost));
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
         while let Some(block) = again.pop(self.buffers) {
-            if self.kind == Kind::Transmit(InFlight::Drop) {
+            if matches!(self.kind, Kind::Transmit(InFlight::Drop) | Kind::Exchange) {
                 self.free.push(self.buffers, block);
                 count(Count::Dropped, 1);
             } else {
@@ -378,7 +379,7 @@ impl<'s> Queue<'s> {
         let len = len.min(self.block);
         let writable = match self.kind {
             Kind::Receive | Kind::Request => true,
-            Kind::Transmit(_) | Kind::Order => false,
+            Kind::Transmit(_) | Kind::Order | Kind::Exchange => false,
         };
         let segment = if writable {
             m.invalidate(at, self.block);
@@ -387,7 +388,26 @@ impl<'s> Queue<'s> {
             m.clean(at, len);
             Segment::readable(at, len)
         };
-        match self.ring.add(m, &[segment]) {
+        let added = self.ring.add(m, &[segment]);
+        self.hand_over(added, block, len);
+    }
+
+    /// Hands a held block over as an exchange: the device reads its first `asks` bytes and writes from
+    /// [`Queue::answer`] on. `false`: the queue has no two descriptors left, and the block is free again.
+    #[allow(dead_code)] // until the first device that talks like this
+    pub fn exchange<M: Mem>(&mut self, m: &M, block: u16, asks: u32) -> bool {
+        let place = self.extent(block);
+        let asks = asks.min(place.len);
+        let answer = self.answer(block, asks);
+        m.clean(place.at, asks);
+        m.invalidate(answer.at, answer.len);
+        let chain = [Segment::readable(place.at, asks), Segment::writable(answer.at, answer.len)];
+        let added = self.ring.add(m, &chain);
+        self.hand_over(added, block, asks)
+    }
+
+    fn hand_over(&mut self, added: Result<Token, AddError>, block: u16, len: u32) -> bool {
+        match added {
             Ok(token) => {
                 if let Some(buffer) = self.buffers.get_mut(token.index()) {
                     buffer.carried = block;
@@ -397,9 +417,11 @@ impl<'s> Queue<'s> {
                 }
                 self.flight.push(self.buffers, block);
             }
-            // There are no more blocks than descriptors, so this is for a caller that holds none.
+            // There are no more blocks than descriptors but in exchanges, so this is for those, and for a caller that
+            // holds none.
             Err(_) => self.free.push(self.buffers, block),
         }
+        added.is_ok()
     }
 
     /// Posts every free block of a receive queue.
@@ -448,7 +470,7 @@ impl<'s> Queue<'s> {
         self.free.push(self.buffers, block);
     }
     /// The next answer: a block, which the caller holds now, and its bytes.
-    #[cfg(feature = "virtio-drivers")]
+    #[allow(dead_code)] // until the first device that looks at blocks as a whole
     pub fn take_ready(&mut self) -> Option<(u16, u32)> {
         let block = self.ready.pop(self.buffers)?;
         self.cursor = 0;
@@ -462,6 +484,13 @@ impl<'s> Queue<'s> {
     /// Where a block lies.
     pub fn extent(&self, block: u16) -> Extent {
         Extent { at: place(self.at, self.block, block), len: self.block }
+    }
+    /// Where the answer to an exchange of `asks` bytes lies: from the next line on, to the block's end.
+    #[allow(dead_code)] // until the first device that talks like this
+    pub fn answer(&self, block: u16, asks: u32) -> Extent {
+        let place = self.extent(block);
+        let skip = asks.checked_next_multiple_of(LINE).unwrap_or(u32::MAX).min(place.len);
+        Extent { at: place.at.wrapping_add(skip), len: place.len.wrapping_sub(skip) }
     }
     /// Which layout the blocks have; another one takes held blocks away.
     pub fn layout(&self) -> u32 {

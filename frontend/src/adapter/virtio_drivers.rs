@@ -248,7 +248,7 @@ impl<P: Port> Pipe<P> {
         let wanted = if is_console { console::F_SIZE } else { 0 };
         let (index, mut cell) = link.open(id, 0, wanted).map_err(BridgeError::Open)?;
         let most = BLOCKS as u16;
-        let [input, output] = &mut cell.queues;
+        let [input, output, ..] = &mut cell.queues;
         input.open(first.slices(), Kind::Request, most);
         if is_console {
             output.open(second.slices(), Kind::Order, most);

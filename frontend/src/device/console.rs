@@ -71,7 +71,7 @@ impl<'s, B: Board> Console<'s, B> {
         options: Options,
     ) -> Result<Console<'s, B>, OpenError> {
         let (index, mut cell) = link.open(DeviceId::CONSOLE, options.ordinal, F_SIZE)?;
-        let [first, second] = &mut cell.queues;
+        let [first, second, _] = &mut cell.queues;
         first.open(receive, Kind::Receive, u16::MAX);
         second.open(transmit, Kind::Transmit(options.in_flight), u16::MAX);
         Ok(Console { link: link.clone(), cell: index, held: None })

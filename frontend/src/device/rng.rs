@@ -69,7 +69,7 @@ impl<'s, B: Board> Rng<'s, B> {
     /// The same with storage whose size is known at run time.
     pub fn open_slices(link: &Link<'s, B>, storage: QueueSlices<'s>) -> Result<Rng<'s, B>, OpenError> {
         let (index, mut cell) = link.open(DeviceId::RNG, 0, 0)?;
-        let [queue, _] = &mut cell.queues;
+        let [queue, ..] = &mut cell.queues;
         queue.open(storage, Kind::Request, u16::MAX);
         Ok(Rng { link: link.clone(), cell: index })
     }

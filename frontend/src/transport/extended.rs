@@ -21,7 +21,7 @@ use crate::link::{Count, Link};
 use crate::platform::{Alarm, Board, Instant};
 
 /// Most queues of one device that this crate drives.
-pub(crate) const QUEUES: usize = 2;
+pub(crate) const QUEUES: usize = 3;
 /// Tries to read a configuration that is being changed.
 const CONFIG_TRIES: usize = 8;
 /// The pause between a fault and the next set-up, in microseconds: it doubles from the one to the other.
@@ -99,6 +99,11 @@ impl<'s> Cell<'s> {
     }
     pub fn runs(&self) -> bool {
         self.status == DeviceStatus::Running
+    }
+    /// The session in which the device was set up last; what was in flight in an earlier one is gone.
+    #[allow(dead_code)] // until the first device that must know
+    pub fn session(&self) -> u32 {
+        self.session
     }
     pub fn accepted(&self) -> Features {
         self.accepted
