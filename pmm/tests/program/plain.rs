@@ -3,6 +3,8 @@
 use super::*;
 
 const STATUS: u64 = 0x70;
+const QUEUE_PFN: u64 = 0x40;
+const ACK: u32 = 0xaabb_aabb;
 /// Its ring, of two entries.
 const RING: u64 = 0x1_0000;
 
@@ -19,7 +21,7 @@ impl Guest {
 
     fn boot(&mut self, dir: &Dir, features: u32, state: &str) {
         self.ddr.write_all_at(&[0; 0x3000], RING).unwrap();
-        for (at, value) in [(STATUS, 1), (0x20, features), (0x30, 0), (0x38, 2), (0x40, 0x1_0010)] {
+        for (at, value) in [(STATUS, 1), (0x20, features), (0x30, 0), (0x38, 2), (QUEUE_PFN, 0x1_0010)] {
             self.put(at, value);
         }
         self.put(STATUS, 4);
@@ -70,4 +72,61 @@ fn a_broken_plain_device_says_what_it_waits_for() {
         !rest.iter().any(|line| line.contains("must-reboot") || line.contains("another pmm")),
         "{rest:?}"
     );
+}
+
+#[test]
+fn output_that_a_file_refuses_waits_and_is_told_of() {
+    use rustix::fs::{FileType, Mode, OFlags};
+    let dir = Dir::new();
+    let listener = UnixListener::bind(dir.path("bell")).unwrap();
+    // A pipe without a reader answers with an error, as a broken disk does.
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, dir.path("out"), FileType::Fifo, mode, 0).unwrap();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let reader = || File::from(rustix::fs::open(dir.path("out"), flags, Mode::empty()).unwrap());
+    let first = reader();
+    let running =
+        dir.start(&format!("--console file:{} --doorbell unix-stream:{}", dir.text("out"), dir.text("bell")));
+    let (bell, _) = listener.accept().unwrap();
+    bell.set_read_timeout(Some(GUARD)).unwrap();
+    drop(first);
+    let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
+    let mut guest = Guest { ddr, bell };
+    guest.put(STATUS, 1);
+    for queue in 0..2u32 {
+        guest.put(0x30, queue);
+        guest.put(0x38, 2);
+        guest.put(QUEUE_PFN, 0x1_0010 + 2 * queue);
+        let mut pfn = [0; 4];
+        while u32::from_le_bytes(pfn) != ACK {
+            guest.bell.read_exact(&mut [0]).expect("a doorbell for the acknowledgement");
+            guest.ddr.read_exact_at(&mut pfn, QUEUE_PFN).unwrap();
+        }
+    }
+    guest.put(STATUS, 4);
+    dir.wait_for("links.0.devices.console.state=running");
+
+    // One descriptor for five bytes, in the ring of the transmit queue.
+    let (ring, buffer) = (RING + 0x2000, RING + 0x8000);
+    guest.ddr.write_all_at(b"hello", buffer).unwrap();
+    guest.ddr.write_all_at(&(0x1000_0000 + buffer).to_le_bytes(), ring).unwrap();
+    guest.ddr.write_all_at(&5u32.to_le_bytes(), ring + 8).unwrap();
+    guest.ddr.write_all_at(&1u16.to_le_bytes(), ring + 34).unwrap();
+    guest.bell.write_all(&[1]).unwrap();
+    let status = dir.wait_for("links.0.devices.console.host!=open");
+    let console = &status["links"][0]["devices"][0];
+    assert!(console["host"].as_str().unwrap().starts_with("cannot be written (Broken pipe"), "{console}");
+    assert_eq!(
+        (&console["queues"][1]["in_flight"], &console["queues"][1]["completed"]),
+        (&1.into(), &0.into())
+    );
+    let mut second = reader();
+    dir.wait_for("links.0.devices.console.queues.1.completed=1");
+    let mut bytes = [0; 8];
+    let got = second.read(&mut bytes).unwrap();
+    assert_eq!(&bytes[..got], b"hello");
+    let (code, said) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("cannot be written (Broken pipe").count(), 1, "{said}");
+    assert_eq!(said.matches("can be written again").count(), 1, "{said}");
 }
