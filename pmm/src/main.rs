@@ -31,13 +31,14 @@ fn serve_links(run: &Run) -> Result<(), Failure> {
     let opened = open::open(run)?;
     let LogOptions { json, .. } = run.log;
     observe::log::start(run.log);
-    // Where the consoles are comes first: on a terminal that has just become raw, how to leave it.
-    for link in &opened.links {
-        let said = link.console.as_ref().and_then(|console| console.get().announcement());
-        match said {
-            Some(said) if !json => observe::log::say(&format!("{said}\n")),
-            Some(said) => tracing::info!("{said}"),
-            None => {}
+    // Where the host ends are comes first: on a terminal that has just become raw, how to leave it.
+    for said in
+        opened.links.iter().flat_map(|link| &link.devices).filter_map(|hosted| hosted.end.announcement())
+    {
+        if json {
+            tracing::info!("{said}");
+        } else {
+            observe::log::say(&format!("{said}\n"));
         }
     }
     for note in run.notes.iter().chain(opened.links.iter().flat_map(|link| link.mapping.notes())) {

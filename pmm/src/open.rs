@@ -11,7 +11,7 @@ use tracing::error;
 
 use crate::doorbell::{self, HostDoorbell};
 use crate::failure::Failure;
-use crate::host::{SharedEnd, StateFile};
+use crate::host::{Hosted, StateFile};
 use crate::observe::{Control, LinkStatus, RegionStatus};
 use crate::options::{LinkDescription, Run};
 use crate::region::Mapping;
@@ -28,8 +28,8 @@ pub struct OpenLink {
     pub mapping: Mapping,
     /// Its doorbell.
     pub doorbell: Box<dyn HostDoorbell>,
-    /// The host end of its console, if it has one.
-    pub console: Option<SharedEnd>,
+    /// Its devices, in the order of the layout.
+    pub devices: Vec<Hosted>,
     /// Where a plain guest's state is kept.
     pub state: Option<StateRecorder>,
 }
@@ -66,7 +66,7 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
             layout,
             mapping,
             doorbell,
-            console: None,
+            devices: Vec::new(),
             state,
         });
     }
@@ -74,8 +74,7 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
     let control = Control::open(run.control.as_deref(), first)?;
     let signals = Signals::new().map_err(no_descriptors)?;
     for link in &mut links {
-        link.console =
-            link.description.console.as_ref().map(|console| SharedEnd::open(&console.end)).transpose()?;
+        link.devices = link.description.devices.iter().map(Hosted::open).collect::<Result<_, _>>()?;
     }
     Ok(Opened { links, control, signals })
 }

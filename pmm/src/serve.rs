@@ -9,18 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hvl_shared_abi::DeviceId;
-use hvl_shared_abi::layout::DevicePlace;
 use hvl_shared_abi::mem::Region;
 use hvl_shared_abi::ring::split::DeviceSlot;
 use tracing::{error, info};
 
 use crate::device::Device;
-use crate::device::console::Console;
-use crate::device::rng::Rng;
 use crate::doorbell::HostDoorbell;
 use crate::failure::{Failure, refused};
-use crate::host::{SharedEnd, SystemEntropy};
+use crate::host::HostEnd;
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
     Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, remedy,
@@ -110,25 +106,14 @@ fn guarded(link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), 
     result
 }
 
-/// A device, in memory that outlives the link that borrows it.
-type Hosted = Box<dyn Device<Region> + Send>;
-
-fn host(place: &DevicePlace, console: Option<&SharedEnd>) -> Option<Hosted> {
-    match (place.spec.id, console) {
-        (DeviceId::RNG, _) => Some(Box::new(Rng::new(SystemEntropy))),
-        (DeviceId::CONSOLE, Some(end)) => Some(Box::new(Console::new(end.clone()))),
-        _ => None,
-    }
-}
-
 fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
     let first = open.first_status();
     open.prepare()?;
-    let OpenLink { description, layout, mapping, mut doorbell, console, state } = open;
+    let OpenLink { description, layout, mapping, mut doorbell, devices, state } = open;
     let mut state = state;
     let record = state.as_ref().and_then(|state| state.found());
-    let mut hosted: Vec<Hosted> =
-        layout.devices().iter().filter_map(|place| host(place, console.as_ref())).collect();
+    let (mut hosted, ends): (Vec<_>, Vec<_>) =
+        devices.into_iter().map(|hosted| (hosted.device, hosted.end)).unzip();
     let mut slots: Vec<Vec<DeviceSlot>> = layout
         .devices()
         .iter()
@@ -150,7 +135,7 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
         link.snapshot().pmm_epoch
     );
     doorbell.ring();
-    let served = Loop { link, doorbell: &mut *doorbell, console, board, wait, wakeups: 0 };
+    let served = Loop { link, doorbell: &mut *doorbell, ends, board, wait, wakeups: 0 };
     let result = served.run(&description.doorbell.to_string(), &first, &description.name);
     info!("ended");
     result
@@ -160,7 +145,8 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
 struct Loop<'s, 'a> {
     link: Link<'s, Region>,
     doorbell: &'a mut dyn HostDoorbell,
-    console: Option<SharedEnd>,
+    /// The devices' host ends, in their order.
+    ends: Vec<Box<dyn HostEnd>>,
     board: &'a Board,
     wait: Option<Duration>,
     wakeups: u64,
@@ -176,12 +162,11 @@ impl Loop<'_, '_> {
         let outcome = loop {
             let now = clock();
             let due = |at: Option<u64>| at.is_some_and(|at| at <= now);
-            if let Some(console) = &self.console {
-                let mut console = console.get();
-                if end || due(console.deadline_us()) {
-                    console.progress(now);
+            for one in &mut self.ends {
+                if end || due(one.deadline_us()) {
+                    one.progress(now);
                 }
-                if console.wants_to_end() {
+                if one.wants_to_end() {
                     self.board.stop();
                     self.board.control.wake();
                 }
@@ -205,8 +190,8 @@ impl Loop<'_, '_> {
                 notices.look(now, self.link.snapshot(), self.link.last_words());
             }
             let (link, wakeups) = (&self.link, self.wakeups);
-            let (doorbell, console) = (&*self.doorbell, self.console.as_ref());
-            let status = || status_of(first, kind, link, doorbell, console, wakeups);
+            let (doorbell, hosts) = (&*self.doorbell, &self.ends);
+            let status = || status_of(first, kind, link, doorbell, hosts, wakeups);
             self.board.offer(status);
             if self.board.is_stopping() {
                 break Ok(());
@@ -229,16 +214,14 @@ impl Loop<'_, '_> {
             watches.add(self.board.link.as_raw_fd(), true, false);
             self.doorbell.watch(&mut watches);
             let bells = 1..watches.len();
-            if let Some(console) = &self.console {
-                console.get().watch(&mut watches);
-            }
+            self.ends.iter().for_each(|end| end.watch(&mut watches));
             let ends = bells.end..watches.len();
             let now = clock();
             let give_up = self.wait.zip(self.doorbell.absent_since_us());
             let deadlines = [
                 Some(service.deadline),
                 self.doorbell.deadline_us(),
-                self.console.as_ref().and_then(|console| console.get().deadline_us()),
+                self.ends.iter().filter_map(|end| end.deadline_us()).min(),
                 notices.deadline(),
                 give_up.map(|(wait, since)| since.saturating_add(wait.as_micros() as u64)),
             ];
@@ -254,7 +237,7 @@ impl Loop<'_, '_> {
         self.link.shutdown();
         self.doorbell.ring();
         let (link, wakeups) = (&self.link, self.wakeups);
-        self.board.leave(status_of(first, kind, link, self.doorbell, self.console.as_ref(), wakeups));
+        self.board.leave(status_of(first, kind, link, self.doorbell, &self.ends, wakeups));
         outcome
     }
 }
@@ -264,12 +247,11 @@ fn status_of(
     kind: &str,
     link: &Link<'_, Region>,
     doorbell: &dyn HostDoorbell,
-    console: Option<&SharedEnd>,
+    ends: &[Box<dyn HostEnd>],
     wakeups: u64,
 ) -> LinkStatus {
     let snapshot = link.snapshot();
     let counters = doorbell.counters();
-    let console = console.map_or("".into(), |console| console.get().state());
     LinkStatus {
         state: "serving".into(),
         doorbell: DoorbellStatus {
@@ -293,7 +275,13 @@ fn status_of(
         services: snapshot.counters.services,
         wakeups,
         last_words: String::from_utf8_lossy(link.last_words()).into_owned(),
-        devices: snapshot.devices.iter().flatten().map(|device| device_status(device, &console)).collect(),
+        devices: snapshot
+            .devices
+            .iter()
+            .flatten()
+            .zip(ends)
+            .map(|(device, end)| device_status(device, &end.state()))
+            .collect(),
         ..first.clone()
     }
 }
@@ -315,12 +303,12 @@ fn device_state(device: &DeviceSnapshot) -> &'static str {
     }
 }
 
-fn device_status(device: &DeviceSnapshot, console: &str) -> DeviceStatus {
+fn device_status(device: &DeviceSnapshot, host: &str) -> DeviceStatus {
     let queues = device.queue_sizes.iter().zip(&device.in_flight).zip(&device.queues);
     DeviceStatus {
         name: device.kind.into(),
         state: device_state(device).into(),
-        host: if device.kind == "console" { console } else { "the kernel's generator" }.into(),
+        host: host.into(),
         features: device.features,
         resets: device.resets,
         ring_faults: device.ring_faults,

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{EndError, Entropy};
+use super::{EndError, Entropy, HostEnd};
 
 /// The system call `getrandom`, without waiting.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +19,12 @@ impl Entropy for SystemEntropy {
                 Err(_) => Err(EndError::WouldBlock),
             };
         }
+    }
+}
+
+impl HostEnd for SystemEntropy {
+    fn state(&self) -> std::borrow::Cow<'static, str> {
+        "the kernel's generator".into()
     }
 }
 

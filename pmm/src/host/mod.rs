@@ -9,6 +9,8 @@ mod entropy;
 #[cfg(feature = "std")]
 mod file;
 #[cfg(feature = "std")]
+mod hosted;
+#[cfg(feature = "std")]
 mod nonblocking;
 #[cfg(feature = "std")]
 mod pty;
@@ -23,7 +25,7 @@ mod stdio;
 
 #[cfg(feature = "std")]
 pub use self::{
-    entropy::SystemEntropy, file::FileEnd, pty::PtyEnd, record::StateFile, shared::SharedEnd,
+    entropy::SystemEntropy, file::FileEnd, hosted::Hosted, pty::PtyEnd, record::StateFile, shared::Shared,
     socket::SocketEnd, stdio::StdioEnd,
 };
 
@@ -66,16 +68,16 @@ pub trait Entropy {
 
 /// A host end as the event loop sees it.
 ///
-/// What it waits for follows from what was tried: a `read` or `write` that answered [`EndError::WouldBlock`] is waited
-/// for, once; after that the device tries again or has lost interest. So an end that nobody reads does not spin.
+/// What it waits for follows from what the device tried: a `read` or `write` that answered [`EndError::WouldBlock`] is
+/// waited for, once; after that the device tries again or has lost interest. So an end that nobody reads does not spin.
 #[cfg(feature = "std")]
-pub trait HostEnd: ByteEnd + Send {
+pub trait HostEnd: Send {
     /// Adds what it waits for.
-    fn watch(&self, watches: &mut crate::sys::Watches);
+    fn watch(&self, _watches: &mut crate::sys::Watches) {}
 
     /// Called when something that it waited for has happened or its deadline has come, before the device is served:
     /// peers are accepted and let go here, and what was waited for is forgotten.
-    fn progress(&mut self, now_us: u64);
+    fn progress(&mut self, _now_us: u64) {}
 
     /// When `progress` is due even if nothing happens, in microseconds of the loop's clock.
     fn deadline_us(&self) -> Option<u64> {

@@ -1,55 +1,74 @@
 //! One host end with two owners: the device, which moves bytes, and the event loop, which waits for them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{ByteEnd, EndError, FileEnd, HostEnd, PtyEnd, SocketEnd, StdioEnd};
-use crate::failure::Failure;
-use crate::options::ConsoleEnd;
+use super::{ByteEnd, EndError, HostEnd};
+use crate::sys::Watches;
 
 /// A handle to a host end. Both owners live in one thread, so its lock is never waited for.
-#[derive(Clone)]
-pub struct SharedEnd(Arc<Mutex<Box<dyn HostEnd>>>);
+pub struct Shared<T: ?Sized>(Arc<Mutex<T>>);
 
-impl fmt::Debug for SharedEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SharedEnd")
+impl<T> Shared<T> {
+    /// Shares an end.
+    pub fn new(end: T) -> Shared<T> {
+        Shared(Arc::new(Mutex::new(end)))
     }
 }
 
-impl SharedEnd {
-    /// Shares an end.
-    pub fn new(end: Box<dyn HostEnd>) -> SharedEnd {
-        SharedEnd(Arc::new(Mutex::new(end)))
-    }
-
-    /// Opens the end that an option names.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure::Refused`] with what the machine refused.
-    pub fn open(end: &ConsoleEnd) -> Result<SharedEnd, Failure> {
-        let end: Box<dyn HostEnd> = match end {
-            ConsoleEnd::Stdio => Box::new(StdioEnd::open()?),
-            ConsoleEnd::Pty(link) => Box::new(PtyEnd::open(link.as_deref())?),
-            ConsoleEnd::Unix(path) => Box::new(SocketEnd::listen(path)?),
-            ConsoleEnd::File(path) => Box::new(FileEnd::open(path)?),
-        };
-        Ok(SharedEnd::new(end))
-    }
-
-    /// The end, for the event loop.
-    pub fn get(&self) -> MutexGuard<'_, Box<dyn HostEnd>> {
+impl<T: ?Sized> Shared<T> {
+    /// The end.
+    pub fn get(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ByteEnd for SharedEnd {
+// Not derived, which would ask the same of the end.
+impl<T: ?Sized> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Shared(self.0.clone())
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl<T: ByteEnd + ?Sized> ByteEnd for Shared<T> {
     fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
         self.get().write(bytes)
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
         self.get().read(into)
+    }
+}
+
+impl<T: HostEnd + ?Sized> HostEnd for Shared<T> {
+    fn watch(&self, watches: &mut Watches) {
+        self.get().watch(watches);
+    }
+
+    fn progress(&mut self, now_us: u64) {
+        self.get().progress(now_us);
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        self.get().deadline_us()
+    }
+
+    fn wants_to_end(&self) -> bool {
+        self.get().wants_to_end()
+    }
+
+    fn state(&self) -> Cow<'static, str> {
+        self.get().state()
+    }
+
+    fn announcement(&self) -> Option<String> {
+        self.get().announcement()
     }
 }

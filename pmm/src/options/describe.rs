@@ -8,7 +8,8 @@ use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
 
 use super::cli::LinkOptions;
-use super::value::{ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number};
+use super::device::{ConsoleDescription, DeviceDescription, Owned, RngDescription};
+use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
 use crate::failure::{Failure, misuse};
 
 /// Regions, their addresses and their offsets in a file are multiples of this.
@@ -30,10 +31,8 @@ pub struct LinkDescription {
     pub memory: Memory,
     /// How the two sides wake each other.
     pub doorbell: Doorbell,
-    /// The entropy device.
-    pub rng: Option<RngDescription>,
-    /// The console.
-    pub console: Option<ConsoleDescription>,
+    /// The devices, at least one, in the order of their windows.
+    pub devices: Vec<DeviceDescription>,
     /// Whether the region is zeroed first.
     pub fresh: bool,
     /// Where a plain guest's state is kept over a PMM's death.
@@ -64,49 +63,15 @@ pub enum Memory {
     },
 }
 
-/// An entropy device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RngDescription {
-    /// Largest size of its queue; a power of two.
-    pub queue: u16,
-    /// Bytes in which the driver keeps its buffers.
-    pub pool: u32,
-}
-
-/// A console device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ConsoleDescription {
-    /// Where it ends on this host.
-    pub end: ConsoleEnd,
-    /// Largest size of each of its two queues; a power of two.
-    pub queue: u16,
-    /// Bytes in which the driver keeps its buffers.
-    pub pool: u32,
-}
-
 impl LinkDescription {
-    /// The devices in the order of their windows, which is kvmtool's.
-    pub fn devices(&self) -> Vec<DeviceSpec> {
-        let rng = self.rng.as_ref().map(|rng| DeviceSpec {
-            queues: [rng.queue, 0, 0, 0],
-            pool: rng.pool,
-            ..DeviceSpec::RNG
-        });
-        let console = self.console.as_ref().map(|console| DeviceSpec {
-            queues: [console.queue, console.queue, 0, 0],
-            pool: console.pool,
-            ..DeviceSpec::CONSOLE
-        });
-        rng.into_iter().chain(console).collect()
-    }
-
     /// Where everything lies in the region.
     ///
     /// # Errors
     ///
     /// None for a description that came from [`parse`](super::parse), which has asked before.
     pub fn layout(&self) -> Result<Layout, LayoutError> {
-        Layout::place(&self.devices(), self.size)
+        let specs: Vec<_> = self.devices.iter().map(DeviceDescription::spec).collect();
+        Layout::place(&specs, self.size)
     }
 }
 
@@ -208,23 +173,23 @@ fn describe_one(
         Doorbell::Poll { micros: DEFAULT_POLL_MICROS }
     });
     let rng = device(&at, "rng", options.rng, (options.rng_queue, options.rng_pool), DeviceSpec::RNG)?
-        .map(|(queue, pool)| RngDescription { queue, pool });
+        .map(|(queue, pool)| DeviceDescription::Rng(RngDescription { queue, pool }));
     let sizes = (options.console_queue, options.console_pool);
     let console = device(&at, "console", options.console.is_some(), sizes, DeviceSpec::CONSOLE)?;
-    let console = options.console.clone().zip(console).map(|(end, (queue, pool))| ConsoleDescription {
-        end,
-        queue,
-        pool,
-    });
-    if rng.is_none() && console.is_none() {
+    let console = options
+        .console
+        .clone()
+        .zip(console)
+        .map(|(end, (queue, pool))| DeviceDescription::Console(ConsoleDescription { end, queue, pool }));
+    let devices: Vec<_> = rng.into_iter().chain(console).collect();
+    if devices.is_empty() {
         let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
         return misuse(format!("{link} has no device: add '{}' or '{}'", at.bare("rng"), at.bare("console")));
     }
     let link = LinkDescription {
         memory,
         doorbell,
-        rng,
-        console,
+        devices,
         base,
         size,
         fresh: options.fresh,
@@ -365,11 +330,10 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
             }
             Doorbell::Poll { .. } => {}
         }
-        match link.console.as_ref().map(|console| &console.end) {
-            None | Some(ConsoleEnd::Pty(None)) => {}
-            Some(ConsoleEnd::Stdio) => own("this terminal".into(), "console"),
-            Some(ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path)) => {
-                own(shown(path), "console");
+        for (owned, option) in link.devices.iter().filter_map(DeviceDescription::owned) {
+            match owned {
+                Owned::Terminal => own("this terminal".into(), option),
+                Owned::Path(path) => own(shown(path), option),
             }
         }
         if let Some(path) = &link.state {

@@ -8,9 +8,11 @@
 #[allow(rustdoc::broken_intra_doc_links)]
 mod cli;
 mod describe;
+mod device;
 mod later;
 mod value;
 
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
-pub use describe::{ConsoleDescription, LinkDescription, Memory, RngDescription};
+pub use describe::{LinkDescription, Memory};
+pub use device::{ConsoleDescription, DeviceDescription, RngDescription};
 pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number};

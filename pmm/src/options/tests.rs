@@ -1,6 +1,6 @@
 //! Command lines: kvmtool's documented ones from `tests/command-lines/`, and every way to be wrong.
 
-use super::super::{ConsoleDescription, Memory, RngDescription};
+use super::super::{ConsoleDescription, DeviceDescription, Memory, RngDescription};
 use super::*;
 
 /// Splits a line at blanks, as a shell would for these fixtures: double quotes hold a word together.
@@ -111,9 +111,14 @@ fn a_whole_command_line() {
     assert_eq!(link.name, "r5-0");
     assert_eq!(link.memory, Memory::File { path: "/tmp/ddr".into(), offset: 0x1000_0000 });
     assert_eq!(link.doorbell, Doorbell::UnixStream { path: "/tmp/bell".into(), listen: false });
-    assert_eq!(link.rng, Some(RngDescription { queue: 16, pool: 0x800 }));
     let end = ConsoleEnd::Pty(Some("/tmp/r5".into()));
-    assert_eq!(link.console, Some(ConsoleDescription { end, queue: 64, pool: 0x1_0000 }));
+    assert_eq!(
+        link.devices,
+        [
+            DeviceDescription::Rng(RngDescription { queue: 16, pool: 0x800 }),
+            DeviceDescription::Console(ConsoleDescription { end, queue: 64, pool: 0x1_0000 }),
+        ]
+    );
     assert!(link.fresh);
     assert_eq!(link.state, Some("/tmp/state".into()));
     assert_eq!(run.wait, Some(Duration::from_secs(30)));
@@ -131,7 +136,11 @@ fn the_last_of_a_repeated_flag_wins() {
     assert_eq!(run.links[0].doorbell, Doorbell::Poll { micros: 5 });
     let run = links(&format!("{GOOD} --debug --log-level warn --console virtio -p -x -p=y"));
     assert_eq!(run.log.level, LogLevel::Warn);
-    assert_eq!(run.links[0].console.as_ref().unwrap().end, ConsoleEnd::Stdio);
+    let consoles = run.links[0].devices.iter().filter_map(|device| match device {
+        DeviceDescription::Console(console) => Some(&console.end),
+        _ => None,
+    });
+    assert!(consoles.eq([&ConsoleEnd::Stdio]));
 }
 
 #[test]

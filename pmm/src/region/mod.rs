@@ -301,7 +301,7 @@ pub(crate) fn lock(fd: BorrowedFd<'_>, start: u64, len: u64, name: &str, what: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{Doorbell, RngDescription};
+    use crate::options::{DeviceDescription, Doorbell, RngDescription};
 
     fn link(memory: Memory) -> LinkDescription {
         LinkDescription {
@@ -310,8 +310,7 @@ mod tests {
             size: 0x4000,
             memory,
             doorbell: Doorbell::Poll { micros: 1000 },
-            rng: Some(RngDescription { queue: 8, pool: 2048 }),
-            console: None,
+            devices: vec![DeviceDescription::Rng(RngDescription { queue: 8, pool: 2048 })],
             fresh: false,
             state: None,
         }

@@ -1,0 +1,44 @@
+//! A device and its host end, opened from their description: the only place that knows which device goes with which.
+
+use hvl_shared_abi::mem::Region;
+
+use super::{ByteEnd, FileEnd, HostEnd, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy};
+use crate::device::{Device, console::Console, rng::Rng};
+use crate::failure::Failure;
+use crate::options::{ConsoleEnd, DeviceDescription};
+
+/// A device of a link in this process.
+pub struct Hosted {
+    /// What serves the guest's requests.
+    pub device: Box<dyn Device<Region> + Send>,
+    /// What it talks to, for the event loop.
+    pub end: Box<dyn HostEnd>,
+}
+
+impl Hosted {
+    fn new(device: impl Device<Region> + Send + 'static, end: impl HostEnd + 'static) -> Hosted {
+        Hosted { device: Box::new(device), end: Box::new(end) }
+    }
+
+    fn console(end: impl ByteEnd + HostEnd + 'static) -> Hosted {
+        let end = Shared::new(end);
+        Hosted::new(Console::new(end.clone()), end)
+    }
+
+    /// Opens the host end that is described, and makes the device on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] with what the machine refused.
+    pub fn open(description: &DeviceDescription) -> Result<Hosted, Failure> {
+        Ok(match description {
+            DeviceDescription::Rng(_) => Hosted::new(Rng::new(SystemEntropy), SystemEntropy),
+            DeviceDescription::Console(console) => match &console.end {
+                ConsoleEnd::Stdio => Hosted::console(StdioEnd::open()?),
+                ConsoleEnd::Pty(link) => Hosted::console(PtyEnd::open(link.as_deref())?),
+                ConsoleEnd::Unix(path) => Hosted::console(SocketEnd::listen(path)?),
+                ConsoleEnd::File(path) => Hosted::console(FileEnd::open(path)?),
+            },
+        })
+    }
+}

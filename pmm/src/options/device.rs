@@ -1,0 +1,77 @@
+//! What is described of each device of a link.
+
+use std::path::Path;
+
+use hvl_shared_abi::layout::DeviceSpec;
+use serde::Serialize;
+
+use super::value::ConsoleEnd;
+
+/// A device. The variants stand in the order of the windows, which is kvmtool's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceDescription {
+    /// Entropy.
+    Rng(RngDescription),
+    /// A console.
+    Console(ConsoleDescription),
+}
+
+/// An entropy device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RngDescription {
+    /// Largest size of its queue; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its buffers.
+    pub pool: u32,
+}
+
+/// A console device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConsoleDescription {
+    /// Where it ends on this host.
+    pub end: ConsoleEnd,
+    /// Largest size of each of its two queues; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its buffers.
+    pub pool: u32,
+}
+
+/// Something of this host that one device at most may have.
+#[derive(Debug)]
+pub(super) enum Owned<'a> {
+    /// Whatever lies here.
+    Path(&'a Path),
+    /// This program's standard input and output.
+    Terminal,
+}
+
+impl DeviceDescription {
+    /// What it needs in the region.
+    pub fn spec(&self) -> DeviceSpec {
+        match self {
+            DeviceDescription::Rng(rng) => {
+                DeviceSpec { queues: [rng.queue, 0, 0, 0], pool: rng.pool, ..DeviceSpec::RNG }
+            }
+            DeviceDescription::Console(console) => DeviceSpec {
+                queues: [console.queue, console.queue, 0, 0],
+                pool: console.pool,
+                ..DeviceSpec::CONSOLE
+            },
+        }
+    }
+
+    /// What it alone may have, and by which option.
+    pub(super) fn owned(&self) -> Option<(Owned<'_>, &'static str)> {
+        match self {
+            DeviceDescription::Rng(_) => None,
+            DeviceDescription::Console(console) => match &console.end {
+                ConsoleEnd::Pty(None) => None,
+                ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),
+                ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path) => {
+                    Some((Owned::Path(path), "console"))
+                }
+            },
+        }
+    }
+}
