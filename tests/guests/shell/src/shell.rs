@@ -120,7 +120,7 @@ impl Shell {
         for _ in 0..STEPS {
             self.fill_ahead(console);
             if !self.flush(console) {
-                break;
+                return self.next(console);
             }
             if self.cancelled() {
                 self.out.print(format_args!("^C\nerror: cancelled\n"));
@@ -129,16 +129,17 @@ impl Shell {
             }
             match self.step(console, rng, now) {
                 Step::On => {}
-                Step::Wait if self.out.is_empty() => break,
+                Step::Wait if self.out.is_empty() => return self.next(console),
                 Step::Wait => {}
                 Step::Done(succeeded) => self.finish::<B>(succeeded),
                 Step::End(next) => return next,
             }
         }
-        self.next(console)
+        // It stopped at the bound, and nobody would ring for what is left.
+        Next::Again
     }
 
-    /// What is to be said after the steps.
+    /// What is to be said when a step could do nothing more.
     fn next<B: Machine>(&mut self, console: &mut Console<'_, B>) -> Next {
         let until = match &self.job {
             Job::Rand { until, .. } | Job::Sink { until, .. } | Job::Farewell { until, .. } => *until,

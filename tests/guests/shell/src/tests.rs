@@ -353,6 +353,14 @@ fn sinks_take_exactly_their_bytes() {
         assert_eq!(world.types(keys), format!("sink 3000\n{said}test> echo after\nafter\ntest> "));
     }
     // The first byte is data even where it is the line feed of an Enter.
+    // However many steps that takes: what is said last does not wait until somebody rings.
+    world.terminal.user(|user| user.at_a_time = None);
+    for len in (250..20_000).step_by(250) {
+        let mut keys = format!("sink {len}\r").into_bytes();
+        keys.resize(keys.len() + len, b'x');
+        let said = world.types(keys);
+        assert!(said.contains(&format!("\nsink: {len} bytes, ")), "{said}");
+    }
     assert_eq!(world.types("sink 2\r\n\r"), "sink 2\nsink: 2 bytes, CRC-32 c58786c8\ntest> ");
 }
 
