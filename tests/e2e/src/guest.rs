@@ -66,6 +66,9 @@ pub trait Guest {
 pub struct HostShell {
     program: PathBuf,
     dir: PathBuf,
+    place: Place,
+    /// Where somebody else listens for the doorbell; otherwise it does itself.
+    other: Option<PathBuf>,
     running: Option<Running>,
 }
 
@@ -76,12 +79,18 @@ const HOST_SIZE: u64 = 0x10_0000;
 impl HostShell {
     /// One whose memory and socket lie in `dir`. Nothing runs yet.
     pub fn new(tools: &Tools, dir: &Path) -> Result<HostShell> {
-        let guest = HostShell { program: tools.host_shell.clone(), dir: dir.into(), running: None };
-        let file = guest.place().file;
-        File::create(&file)
+        let place = Place { file: dir.join("memory"), offset: 0, base: HOST_BASE, size: HOST_SIZE };
+        File::create(&place.file)
             .and_then(|file| file.set_len(HOST_SIZE))
-            .with_context(|| format!("{} cannot be made", file.display()))?;
-        Ok(guest)
+            .with_context(|| format!("{} cannot be made", place.file.display()))?;
+        let program = tools.host_shell.clone();
+        Ok(HostShell { program, dir: dir.into(), place, other: None, running: None })
+    }
+
+    /// One in the memory and at the doorbell of somebody else, whose guest it becomes.
+    pub fn of(tools: &Tools, dir: &Path, owner: &dyn Guest) -> HostShell {
+        let (place, other) = (owner.place(), Some(owner.doorbell()));
+        HostShell { program: tools.host_shell.clone(), dir: dir.into(), place, other, running: None }
     }
 }
 
@@ -91,22 +100,25 @@ impl Guest for HostShell {
     }
 
     fn place(&self) -> Place {
-        Place { file: self.dir.join("memory"), offset: 0, base: HOST_BASE, size: HOST_SIZE }
+        self.place.clone()
     }
 
     fn doorbell(&self) -> PathBuf {
-        self.dir.join("doorbell")
+        self.other.clone().unwrap_or_else(|| self.dir.join("doorbell"))
     }
 
     fn start(&mut self) -> Result<()> {
         let mut command = process::command(&self.program)?;
         let place = self.place();
         command.arg("--shmem-file").arg(&place.file);
+        command.arg("--shmem-offset").arg(format!("{:#x}", place.offset));
         command.arg("--shmem-addr").arg(format!("{:#x}", place.base));
         command.arg("--shmem-size").arg(format!("{:#x}", place.size));
         let mut bell = OsString::from("unix-stream:");
         bell.push(self.doorbell());
-        bell.push(",listen");
+        if self.other.is_none() {
+            bell.push(",listen");
+        }
         command.arg("--doorbell").arg(bell);
         self.running = Some(Running::start("host-shell", command, &self.dir.join("guest.log"))?);
         Ok(())
@@ -160,6 +172,11 @@ impl R5 {
         // The PMM may be first: it finds memory of the board's size.
         files.make_memory()?;
         Ok(R5 { name, words: Words(tools.emulator.clone()), files, board: None })
+    }
+
+    /// Where the firmware's early log is; empty again at each start.
+    pub fn early_log(&self) -> &Path {
+        &self.files.early_log
     }
 }
 

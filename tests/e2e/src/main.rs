@@ -49,7 +49,7 @@ struct Run {
     /// The program host-shell.
     #[arg(long, value_name = "PATH")]
     host_shell: PathBuf,
-    /// The firmware, an ELF file: r5-shell, or r5-async for the tests that end in -async.
+    /// The firmware, an ELF file: r5-shell; r5-async for tests that end in -async, r5-device for device-half.
     #[arg(long, value_name = "PATH")]
     firmware: Option<PathBuf>,
     /// Where the tests make their directories.

@@ -59,13 +59,6 @@ pub fn simulator(_: &Context) -> Result<()> {
     ]))
 }
 
-/// The device half needs no std: an RTOS may be the PMM.
-pub fn device_half(context: &Context) -> Result<()> {
-    let mut build = context.tools()?.toolchain.cargo("build");
-    build.args(["--quiet", "--release", "--lib", "--no-default-features", "--manifest-path"]);
-    process::run(build.arg(paths::root().join("pmm/Cargo.toml")))
-}
-
 /// `cargo xtask bench`: the measurements are a program of their own.
 pub fn bench(arguments: &[String]) -> Result<()> {
     let mut command = cargo(&["run", "--quiet", "--release", "--package", "hvl-bench", "--"]);

@@ -12,6 +12,7 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
     let firmware = match name.rsplit_once('-') {
         Some((_, "r5")) => Some("r5-shell"),
         Some((_, "async")) => Some("r5-async"),
+        Some(("device", "half")) => Some("r5-device"),
         _ => None,
     };
     let target = paths::host_target();

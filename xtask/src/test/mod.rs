@@ -74,8 +74,8 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "device-half",
-        about: "the PMM's state machine with console and rng compiles for the Cortex-R5 without std",
-        run: checks::device_half,
+        about: "the PMM with console and rng on the Cortex-R5, without std or heap, serves a process",
+        run: |context| e2e::run(context, "device-half"),
     },
     Test {
         name: "board",

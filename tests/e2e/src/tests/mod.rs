@@ -1,5 +1,6 @@
 //! The tests, by name.
 
+mod device;
 mod idle;
 mod messages;
 mod order;
@@ -32,6 +33,12 @@ pub const TESTS: &[Test] = &[
         about: "what pmm says, and its exit codes, when the machine refuses",
         board: false,
         run: messages::run,
+    },
+    Test {
+        name: "device-half",
+        about: "the PMM on the board, with no std and no heap, and a process as its guest",
+        board: true,
+        run: device::run,
     },
     Test {
         name: "order-host",
