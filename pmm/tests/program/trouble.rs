@@ -17,6 +17,20 @@ fn clients_that_cannot_be_accepted_cost_no_processor_time_and_are_accepted_later
     let (console, bell) = (dir.text("console"), dir.text("bell"));
     let running = dir.start(&format!("--console unix:{console} --doorbell unix-stream:{bell},listen"));
     let pid = Some(Pid::from_child(&running.0));
+    // One client that stays; when it has its answer, those before it are gone, and with them their descriptors.
+    let ask = || {
+        let mut client = UnixStream::connect(dir.path("control")).unwrap();
+        client.set_read_timeout(Some(GUARD)).unwrap();
+        client.write_all(b"status\n").unwrap();
+        client
+    };
+    let answer = |client: &UnixStream| {
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).expect("the control socket answers when it can");
+        assert!(line.contains("link0"), "{line}");
+    };
+    let first = ask();
+    answer(&first);
     // The first number that is free is out of bounds.
     let is_used =
         |number: &u64| std::fs::symlink_metadata(format!("/proc/{}/fd/{number}", running.0.id())).is_ok();
@@ -26,8 +40,7 @@ fn clients_that_cannot_be_accepted_cost_no_processor_time_and_are_accepted_later
 
     let _console = UnixStream::connect(dir.path("console")).unwrap();
     let _bell = UnixStream::connect(dir.path("bell")).unwrap();
-    let mut control = UnixStream::connect(dir.path("control")).unwrap();
-    control.write_all(b"status\n").unwrap();
+    let mut control = ask();
     // The window is a read that nobody answers.
     control.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let start = ticks(&running);
@@ -37,9 +50,7 @@ fn clients_that_cannot_be_accepted_cost_no_processor_time_and_are_accepted_later
 
     prlimit(pid, Resource::Nofile, before).unwrap();
     control.set_read_timeout(Some(GUARD)).unwrap();
-    let mut line = String::new();
-    BufReader::new(&control).read_line(&mut line).expect("the control socket answers when it can");
-    assert!(line.contains("link0"), "{line}");
+    answer(&control);
     dir.wait_for("links.0.doorbell.peer=true");
     let status = dir.wait_for("links.0.devices.console.host=client connected");
     assert_eq!(status["links"][0]["state"], "serving");
