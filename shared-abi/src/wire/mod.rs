@@ -4,4 +4,5 @@
 //! laid over shared memory.
 
 pub mod console;
+pub mod p9;
 pub mod rng;
