@@ -93,7 +93,6 @@ pub(crate) enum Kind {
     Transmit(InFlight),
     /// Blocks whose front the device reads and whose rest it writes; completions are ready. An exchange with a PMM
     /// that is gone is dropped: only its caller knows whether it may be repeated.
-    #[allow(dead_code)] // until the first device that talks like this
     Exchange,
     /// Writable blocks that the device answers; completions are ready.
     Request,
@@ -225,6 +224,8 @@ pub(crate) struct Queue<'s> {
     layout: u32,
     /// Blocks that were lost and not yet counted.
     lost: u16,
+    /// How often the queue was started: what was in flight as an exchange before is gone.
+    starts: u32,
     /// A call was turned away for want of a completion, and since then one has come of which its caller does not
     /// know: it was taken out of the ring on behalf of another call, so no doorbell and no ring will tell.
     turned_away: bool,
@@ -280,6 +281,7 @@ impl<'s> Queue<'s> {
             turned_away: false,
             news: false,
             lost: 0,
+            starts: 0,
         }
     }
 
@@ -321,6 +323,7 @@ impl<'s> Queue<'s> {
     #[inline(never)]
     pub fn start<M: Mem>(&mut self, m: &M, features: Features, count: impl Fn(Count, u16)) {
         self.ring.start(m, features);
+        self.starts = self.starts.wrapping_add(1);
         count(Count::Dropped, core::mem::take(&mut self.lost));
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
         while let Some(block) = again.pop(self.buffers) {
@@ -394,7 +397,6 @@ impl<'s> Queue<'s> {
 
     /// Hands a held block over as an exchange: the device reads its first `asks` bytes and writes from
     /// [`Queue::answer`] on. `false`: the queue has no two descriptors left, and the block is free again.
-    #[allow(dead_code)] // until the first device that talks like this
     pub fn exchange<M: Mem>(&mut self, m: &M, block: u16, asks: u32) -> bool {
         let place = self.extent(block);
         let asks = asks.min(place.len);
@@ -486,11 +488,14 @@ impl<'s> Queue<'s> {
         Extent { at: place(self.at, self.block, block), len: self.block }
     }
     /// Where the answer to an exchange of `asks` bytes lies: from the next line on, to the block's end.
-    #[allow(dead_code)] // until the first device that talks like this
     pub fn answer(&self, block: u16, asks: u32) -> Extent {
         let place = self.extent(block);
         let skip = asks.checked_next_multiple_of(LINE).unwrap_or(u32::MAX).min(place.len);
         Extent { at: place.at.wrapping_add(skip), len: place.len.wrapping_sub(skip) }
+    }
+    /// How often it was started.
+    pub fn starts(&self) -> u32 {
+        self.starts
     }
     /// Which layout the blocks have; another one takes held blocks away.
     pub fn layout(&self) -> u32 {

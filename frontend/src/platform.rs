@@ -116,7 +116,6 @@ impl Alarm {
 }
 
 /// The earlier of two deadlines.
-#[cfg(any(feature = "embedded-io", feature = "rand_core", feature = "virtio-drivers"))]
 pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

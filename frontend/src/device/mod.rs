@@ -4,6 +4,7 @@
 //! and bounded, before it does its work. None blocks.
 
 pub mod console;
+pub mod p9;
 pub mod rng;
 
 use hvl_shared_abi::ring::split::DriverSlot;
