@@ -6,3 +6,4 @@
 pub mod console;
 pub mod p9;
 pub mod rng;
+pub mod vsock;
