@@ -4,6 +4,7 @@
 //! laid over shared memory.
 
 pub mod console;
+pub mod net;
 pub mod p9;
 pub mod rng;
 pub mod vsock;
