@@ -8,7 +8,9 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod console;
+pub mod p9;
 pub mod rng;
+pub mod vsock;
 
 use hvl_shared_abi::ring::{Access, DeviceRing, RingFault, Segment, Taken, Token, Windows};
 use hvl_shared_abi::{DeviceId, Features, Mem};

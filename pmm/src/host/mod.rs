@@ -9,6 +9,8 @@ mod entropy;
 #[cfg(feature = "std")]
 mod file;
 #[cfg(feature = "std")]
+mod files;
+#[cfg(feature = "std")]
 mod hosted;
 #[cfg(feature = "std")]
 mod nonblocking;
@@ -25,8 +27,15 @@ mod stdio;
 
 #[cfg(feature = "std")]
 pub use self::{
-    entropy::SystemEntropy, file::FileEnd, hosted::Hosted, pty::PtyEnd, record::StateFile, shared::Shared,
-    socket::SocketEnd, stdio::StdioEnd,
+    entropy::SystemEntropy,
+    file::FileEnd,
+    files::{Conversation, Conversations, Files},
+    hosted::Hosted,
+    pty::PtyEnd,
+    record::StateFile,
+    shared::Shared,
+    socket::SocketEnd,
+    stdio::StdioEnd,
 };
 
 /// Why bytes did not move.
@@ -64,6 +73,22 @@ pub trait Entropy {
     ///
     /// [`EndError::WouldBlock`] while the source has nothing yet, as early after a boot.
     fn fill(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
+}
+
+/// A server of messages that answers later: a file system may block, so it runs beside the event loop.
+///
+/// The device numbers its requests; a number is used again once it was answered. Whatever the server works on is private
+/// memory, so nothing that it began can reach the guest but through [`MessageServer::answers`].
+pub trait MessageServer {
+    /// Takes a request of `len` bytes, which `fill` writes into memory of the server's, under the number `id`; its
+    /// answer has `room` bytes at the most. `false` while there is no room for another: nothing was taken then.
+    fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool;
+
+    /// Hands out every answer that is there, each once, with the number of its request.
+    fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8]));
+
+    /// The session has ended: what is under way is answered to nobody, and the next request is another client's.
+    fn forget(&mut self);
 }
 
 /// A host end as the event loop sees it.

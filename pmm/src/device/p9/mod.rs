@@ -1,0 +1,110 @@
+//! The file transport: carries 9P messages between the guest and a file server, which answers later.
+//!
+//! A request is checked as far as its chain goes (its size is that of the readable part, and there is room for an
+//! error), copied once into the server's memory, and kept here until its answer comes. What the message means is the
+//! server's business. A file system may block: the server runs beside the event loop, works on private memory alone,
+//! and after a reset nothing of the old session is handed out any more.
+
+use hvl_shared_abi::ring::{Access, RingFault};
+use hvl_shared_abi::wire::p9::{Config, F_MOUNT_TAG, HEADER, Header, MAX_MSIZE, REQUEST};
+use hvl_shared_abi::{DeviceId, Mem};
+
+use super::{BATCH, Device, Queues, Request};
+use crate::host::MessageServer;
+
+/// Buffers of one request at the most: a page each for the 512 KiB that Linux sends at once, and the headers.
+const SEGMENTS: usize = 136;
+/// Requests at the server at a time.
+pub const PENDING: usize = 32;
+/// Bytes of the shortest answer that says that something failed.
+const ERROR_BYTES: u32 = 11;
+
+/// The device, over a file server.
+pub struct P9<S> {
+    server: S,
+    config: Config,
+    pending: [Option<Request<SEGMENTS>>; PENDING],
+    /// Taken from the queue when the server had no room.
+    held: Option<Request<SEGMENTS>>,
+}
+
+impl<S: MessageServer> P9<S> {
+    /// A device with this mount tag that asks `server`; `None` if the tag is empty or has more than 64 bytes.
+    pub fn new(server: S, tag: &[u8]) -> Option<P9<S>> {
+        let config = Config::new(tag)?;
+        Some(P9 { server, config, pending: [const { None }; PENDING], held: None })
+    }
+
+    /// Copies a request into the server's memory. `false`: the server has no room now.
+    fn submit<M: Mem>(&mut self, m: &M, request: &Request<SEGMENTS>, id: usize) -> bool {
+        let (len, room) = (request.len(Access::Readable), request.len(Access::Writable));
+        self.server.submit(id, len as usize, room as usize, &mut |into| {
+            request.peek(m, into);
+        })
+    }
+}
+
+/// Whether a chain can be a request: the size that it says is the one it has, and an error fits.
+fn is_message<M: Mem>(m: &M, request: &Request<SEGMENTS>) -> bool {
+    let len = request.len(Access::Readable);
+    let mut header = [0; HEADER];
+    len <= MAX_MSIZE
+        && request.len(Access::Writable) >= ERROR_BYTES
+        && request.peek(m, &mut header) == HEADER
+        && Header::parse(&header).is_ok_and(|header| header.size == len)
+}
+
+impl<M: Mem, S: MessageServer> Device<M> for P9<S> {
+    fn id(&self) -> DeviceId {
+        DeviceId::P9
+    }
+
+    fn features(&self) -> u64 {
+        F_MOUNT_TAG
+    }
+
+    fn config(&self, into: &mut [u8]) -> usize {
+        let bytes = self.config.to_bytes();
+        let len = bytes.len().min(into.len());
+        if let (Some(into), Some(bytes)) = (into.get_mut(..len), bytes.get(..len)) {
+            into.copy_from_slice(bytes);
+        }
+        len
+    }
+
+    fn reset(&mut self) {
+        self.server.forget();
+        self.pending = [const { None }; PENDING];
+        self.held = None;
+    }
+
+    fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
+        let Some(mut queue) = queues.queue(REQUEST) else { return Ok(false) };
+        let pending = &mut self.pending;
+        self.server.answers(&mut |id, answer| {
+            if let Some(mut request) = pending.get_mut(id).and_then(Option::take) {
+                let written = request.write(queue.mem(), answer);
+                queue.complete(request, written as u32);
+            }
+        });
+        for _ in 0..BATCH {
+            let Some(id) = self.pending.iter().position(Option::is_none) else { return Ok(false) };
+            let request = match self.held.take() {
+                Some(request) => request,
+                None => match queue.take()? {
+                    Some(request) => request,
+                    None => return Ok(false),
+                },
+            };
+            if !is_message(queue.mem(), &request) {
+                queue.reject(request);
+            } else if !self.submit(queue.mem(), &request, id) {
+                self.held = Some(request);
+                return Ok(false);
+            } else if let Some(slot) = self.pending.get_mut(id) {
+                *slot = Some(request);
+            }
+        }
+        Ok(queue.has_more())
+    }
+}

@@ -1,0 +1,320 @@
+//! Workers beside the event loop that answer a guest's 9P messages.
+//!
+//! The loop hands messages over and takes answers back; what blocks, blocks a worker. Everything a worker touches is
+//! private memory and belongs to one *generation*, a session of the guest: an answer of an earlier one is dropped. Work
+//! of an earlier one that has not begun is dropped, too; a change that has begun cannot be called back, so no change of
+//! a later session starts before it has ended, or an old write could land on a newer one.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Reply, Request};
+
+use super::{HostEnd, MessageServer, Shared};
+use crate::device::p9::PENDING;
+use crate::observe::Waker;
+use crate::sys::Watches;
+
+/// Threads for each exported directory: as many operations may block before others wait.
+const WORKERS: usize = 4;
+/// Bytes of requests, and of answers, that are kept at a time; one of any length is always taken.
+const BUDGET: usize = 8 << 20;
+
+/// What serves one client from its first message to its last.
+pub trait Conversation: Send + Sync {
+    /// Answers one message; several workers may call at once. `answer` is empty and gets at most `room` bytes.
+    fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize);
+}
+
+/// What the messages of a guest are about.
+pub trait Conversations: Send {
+    /// A client that nobody knows yet.
+    fn begin(&self) -> Arc<dyn Conversation>;
+    /// A few words for the status.
+    fn state(&self) -> String;
+}
+
+struct Job {
+    generation: u64,
+    id: usize,
+    room: usize,
+    changes: bool,
+    request: Vec<u8>,
+    with: Arc<dyn Conversation>,
+}
+
+struct Done {
+    generation: u64,
+    id: usize,
+    answer: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Work {
+    generation: u64,
+    jobs: VecDeque<Job>,
+    done: Vec<Done>,
+    /// Changes of earlier generations that are under way.
+    old_changes: usize,
+    /// Changes of this generation that are.
+    changes: usize,
+    closing: bool,
+    /// Memory to be used again.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Work {
+    /// The first job that may begin.
+    fn next(&mut self) -> Option<Job> {
+        let may = |job: &Job| !job.changes || self.old_changes == 0;
+        let job = self.jobs.iter().position(may).and_then(|at| self.jobs.remove(at))?;
+        self.changes += usize::from(job.changes);
+        Some(job)
+    }
+
+    /// Files what became of a job, and keeps its memory.
+    fn finish(&mut self, job: Job, answer: Vec<u8>) {
+        if job.changes {
+            let under_way =
+                if job.generation == self.generation { &mut self.changes } else { &mut self.old_changes };
+            *under_way = under_way.saturating_sub(1);
+        }
+        self.keep(job.request);
+        if job.generation == self.generation {
+            self.done.push(Done { generation: job.generation, id: job.id, answer });
+        } else {
+            self.keep(answer);
+        }
+    }
+
+    fn keep(&mut self, mut bytes: Vec<u8>) {
+        if self.spare.iter().map(Vec::capacity).sum::<usize>() < BUDGET {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
+    }
+}
+
+struct Room {
+    work: Mutex<Work>,
+    news: Condvar,
+    waker: Waker,
+}
+
+impl Room {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One worker's life.
+    fn serve(&self) {
+        let mut work = self.work();
+        while !work.closing {
+            let Some(job) = work.next() else {
+                work = self.news.wait(work).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let mut answer = work.spare.pop().unwrap_or_default();
+            drop(work);
+            job.with.handle(&job.request, &mut answer, job.room);
+            if answer.len() > job.room {
+                refuse(&job.request, Errno::MSGSIZE, &mut answer);
+            }
+            work = self.work();
+            work.finish(job, answer);
+            self.waker.wake();
+            // A change that waited for this one may begin.
+            self.news.notify_all();
+        }
+    }
+}
+
+/// Answers that a request failed.
+fn refuse(request: &[u8], errno: Errno, answer: &mut Vec<u8>) {
+    let tag = Header::parse(request).map_or(u16::MAX, |header| header.tag);
+    answer.clear();
+    answer.resize(11, 0);
+    let used = Reply::Error { errno }.emit(tag, &[], answer).unwrap_or(0);
+    answer.truncate(used);
+}
+
+/// A message that was handed over and not answered.
+#[derive(Clone, Copy)]
+struct UnderWay {
+    tag: u16,
+    bytes: usize,
+    /// The number of the flush that waits for it.
+    flush: Option<usize>,
+}
+
+/// The loop's side of the workers.
+pub struct Files {
+    conversations: Box<dyn Conversations>,
+    current: Option<Arc<dyn Conversation>>,
+    room: Arc<Room>,
+    under_way: [Option<UnderWay>; PENDING],
+    /// Flushes that can be answered at once.
+    flushed: Vec<usize>,
+}
+
+impl Files {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// If there are no descriptors or no threads to be had.
+    pub fn start(conversations: Box<dyn Conversations>) -> std::io::Result<Files> {
+        let waker = Waker::new()?;
+        let room = Arc::new(Room { work: Mutex::default(), news: Condvar::new(), waker });
+        let files =
+            Files { conversations, current: None, room, under_way: [None; PENDING], flushed: Vec::new() };
+        for _ in 0..WORKERS {
+            let room = files.room.clone();
+            thread::Builder::new().name("files".into()).spawn(move || room.serve())?;
+        }
+        Ok(files)
+    }
+
+    /// Marks a message as answered, and says what was known of it.
+    fn settle(&mut self, id: usize) -> Option<UnderWay> {
+        self.under_way.get_mut(id)?.take()
+    }
+
+    /// The message with this tag, or the last flush that waits for it.
+    fn last_for(&self, tag: u16) -> Option<usize> {
+        let mut last = self.under_way.iter().position(|one| one.is_some_and(|one| one.tag == tag))?;
+        for _ in 0..PENDING {
+            match self.under_way.get(last) {
+                Some(Some(UnderWay { flush: Some(next), .. })) => last = *next,
+                _ => break,
+            }
+        }
+        Some(last)
+    }
+
+    fn bytes_under_way(&self) -> usize {
+        self.under_way.iter().flatten().map(|one| one.bytes).sum()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Not joined: one may be stuck in a file system for as long as that likes, and touches nothing of ours.
+        let mut work = self.room.work();
+        work.closing = true;
+        work.jobs.clear();
+        self.room.news.notify_all();
+    }
+}
+
+impl MessageServer for Files {
+    fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
+        let bytes = len.saturating_add(room.min(MAX_MSIZE as usize));
+        let under_way = self.bytes_under_way();
+        if under_way != 0 && under_way.saturating_add(bytes) > BUDGET {
+            return false;
+        }
+        let mut request = self.room.work().spare.pop().unwrap_or_default();
+        request.resize(len, 0);
+        fill(&mut request);
+        let (kind, tag) = Header::parse(&request).map_or((0, NO_TAG), |header| (header.kind, header.tag));
+        let flushes = match Request::parse(&request).map(|parsed| parsed.message) {
+            Ok(Request::Flush { old_tag }) => Some(self.last_for(old_tag)),
+            _ => None,
+        };
+        if let Some(slot) = self.under_way.get_mut(id) {
+            *slot = Some(UnderWay { tag, bytes, flush: None });
+        }
+        match flushes {
+            // What is flushed is answered first, and the flush behind it, as soon as the work has ended.
+            Some(Some(other)) => {
+                if let Some(Some(one)) = self.under_way.get_mut(other) {
+                    one.flush = Some(id);
+                }
+            }
+            Some(None) => {
+                self.flushed.push(id);
+                self.room.waker.wake();
+            }
+            None => {
+                let with = self.current.get_or_insert_with(|| self.conversations.begin()).clone();
+                let mut work = self.room.work();
+                let generation = work.generation;
+                work.jobs.push_back(Job { generation, id, room, changes: changes(kind), request, with });
+                self.room.news.notify_one();
+            }
+        }
+        true
+    }
+
+    fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
+        let (generation, done) = {
+            let mut work = self.room.work();
+            (work.generation, std::mem::take(&mut work.done))
+        };
+        let mut flushes = std::mem::take(&mut self.flushed);
+        for one in done.iter().filter(|one| one.generation == generation) {
+            take(one.id, &one.answer);
+            flushes.extend(self.settle(one.id).and_then(|one| one.flush));
+        }
+        while let Some(id) = flushes.pop() {
+            let Some(UnderWay { tag, flush, .. }) = self.settle(id) else { continue };
+            let mut answer = [0; 7];
+            if let Ok(used) = (Reply::Flush {}).emit(tag, &[], &mut answer) {
+                take(id, answer.get(..used).unwrap_or(&[]));
+            }
+            flushes.extend(flush);
+        }
+        if !done.is_empty() {
+            let mut work = self.room.work();
+            done.into_iter().for_each(|one| work.keep(one.answer));
+        }
+    }
+
+    fn forget(&mut self) {
+        self.current = None;
+        self.under_way = [None; PENDING];
+        self.flushed.clear();
+        let mut work = self.room.work();
+        work.generation += 1;
+        work.old_changes += std::mem::take(&mut work.changes);
+        work.jobs.clear();
+        work.done.clear();
+    }
+}
+
+impl HostEnd for Files {
+    fn watch(&self, watches: &mut Watches) {
+        watches.add(self.room.waker.as_raw_fd(), true, false);
+    }
+
+    fn progress(&mut self, _now_us: u64) {
+        self.room.waker.clear();
+    }
+
+    fn state(&self) -> Cow<'static, str> {
+        let under_way = self.under_way.iter().flatten().count();
+        format!("{}, {under_way} requests under way", self.conversations.state()).into()
+    }
+}
+
+impl<T: MessageServer + ?Sized> MessageServer for Shared<T> {
+    fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
+        self.get().submit(id, len, room, fill)
+    }
+    fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
+        self.get().answers(take);
+    }
+    fn forget(&mut self) {
+        self.get().forget();
+    }
+}
+
+/// Whether a message may change something that outlives the session.
+fn changes(kind: u8) -> bool {
+    // statfs readlink getattr xattrwalk readdir getlock version auth attach flush walk read
+    !matches!(kind, 8 | 22 | 24 | 30 | 40 | 54 | 100 | 102 | 104 | 108 | 110 | 116)
+}
