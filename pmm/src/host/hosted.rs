@@ -4,7 +4,7 @@ use hvl_shared_abi::mem::Region;
 
 use super::{ByteEnd, FileEnd, HostEnd, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy};
 use crate::device::{Device, console::Console, rng::Rng};
-use crate::failure::Failure;
+use crate::failure::{Failure, refused};
 use crate::options::{ConsoleEnd, DeviceDescription};
 
 /// A device of a link in this process.
@@ -32,6 +32,12 @@ impl Hosted {
     /// [`Failure::Refused`] with what the machine refused.
     pub fn open(description: &DeviceDescription) -> Result<Hosted, Failure> {
         Ok(match description {
+            DeviceDescription::Directory(directory) => {
+                return refused(format!(
+                    "--9p {}: shared directories come with the next commit",
+                    directory.shared
+                ));
+            }
             DeviceDescription::Rng(_) => Hosted::new(Rng::new(SystemEntropy), SystemEntropy),
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Stdio => Hosted::console(StdioEnd::open()?),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::describe::{self, LinkDescription};
 use super::later::{Later, WithoutEffect, refuse_bare_dashes};
-use super::value::{ConsoleEnd, Doorbell, Number};
+use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory};
 use crate::failure::{Failure, misuse, refused};
 
 /// What to do, checked.
@@ -142,6 +142,19 @@ pub struct LinkOptions {
     #[arg(long, value_name = "DOORBELL", help_heading = "Doorbell")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doorbell: Option<Doorbell>,
+
+    /// Let the guest use a directory of this host, read-only with ',ro'; it mounts it by TAG; may repeat
+    #[arg(long = "9p", value_name = "DIR,TAG[,ro]", action = clap::ArgAction::Append, help_heading = "Devices")]
+    #[serde(rename = "9p", skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<SharedDirectory>,
+    /// Largest size of the queue of each directory; a power of two from 2 to 1024 [default: 16]
+    #[arg(long = "9p-queue", value_name = "N", help_heading = "Devices")]
+    #[serde(rename = "9p-queue", skip_serializing_if = "Option::is_none")]
+    pub directory_queue: Option<Number>,
+    /// Bytes of the region in which the driver of each directory keeps messages [default: 256K]
+    #[arg(long = "9p-pool", value_name = "N", help_heading = "Devices")]
+    #[serde(rename = "9p-pool", skip_serializing_if = "Option::is_none")]
+    pub directory_pool: Option<Number>,
 
     /// Offer an entropy device
     #[arg(long, help_heading = "Devices")]

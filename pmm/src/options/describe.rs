@@ -8,7 +8,7 @@ use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
 
 use super::cli::LinkOptions;
-use super::device::{ConsoleDescription, DeviceDescription, Owned, RngDescription};
+use super::device::{ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription};
 use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
 use crate::failure::{Failure, misuse};
 
@@ -172,6 +172,20 @@ fn describe_one(
         notes.push(format!("{name}: no --doorbell, so memory is looked at every {DEFAULT_POLL_MICROS} µs"));
         Doorbell::Poll { micros: DEFAULT_POLL_MICROS }
     });
+    let sizes = (options.directory_queue, options.directory_pool);
+    let directory = device(&at, "9p", !options.directories.is_empty(), sizes, DeviceSpec::P9)?;
+    let directories =
+        options.directories.iter().zip(directory.into_iter().cycle()).map(|(shared, (queue, pool))| {
+            DeviceDescription::Directory(DirectoryDescription { shared: shared.clone(), queue, pool })
+        });
+    let mut tags: Vec<_> = options.directories.iter().map(|shared| &shared.tag).collect();
+    tags.sort_unstable();
+    if let Some([tag, ..]) = tags.windows(2).find(|pair| pair.first() == pair.last()) {
+        return misuse(format!(
+            "{}: two directories are called '{tag}'; give each a tag of its own",
+            at.option("9p")
+        ));
+    }
     let rng = device(&at, "rng", options.rng, (options.rng_queue, options.rng_pool), DeviceSpec::RNG)?
         .map(|(queue, pool)| DeviceDescription::Rng(RngDescription { queue, pool }));
     let sizes = (options.console_queue, options.console_pool);
@@ -181,10 +195,15 @@ fn describe_one(
         .clone()
         .zip(console)
         .map(|(end, (queue, pool))| DeviceDescription::Console(ConsoleDescription { end, queue, pool }));
-    let devices: Vec<_> = rng.into_iter().chain(console).collect();
+    let devices: Vec<_> = directories.chain(rng).chain(console).collect();
     if devices.is_empty() {
         let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
-        return misuse(format!("{link} has no device: add '{}' or '{}'", at.bare("rng"), at.bare("console")));
+        return misuse(format!(
+            "{link} has no device: add '{}', '{}' or '{}'",
+            at.bare("9p"),
+            at.bare("rng"),
+            at.bare("console")
+        ));
     }
     let link = LinkDescription {
         memory,

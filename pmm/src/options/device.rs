@@ -5,16 +5,29 @@ use std::path::Path;
 use hvl_shared_abi::layout::DeviceSpec;
 use serde::Serialize;
 
-use super::value::ConsoleEnd;
+use super::value::{ConsoleEnd, SharedDirectory};
 
 /// A device. The variants stand in the order of the windows, which is kvmtool's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceDescription {
+    /// A directory.
+    Directory(DirectoryDescription),
     /// Entropy.
     Rng(RngDescription),
     /// A console.
     Console(ConsoleDescription),
+}
+
+/// A directory that the guest may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DirectoryDescription {
+    /// Which.
+    pub shared: SharedDirectory,
+    /// Largest size of its queue; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its messages.
+    pub pool: u32,
 }
 
 /// An entropy device.
@@ -50,6 +63,9 @@ impl DeviceDescription {
     /// What it needs in the region.
     pub fn spec(&self) -> DeviceSpec {
         match self {
+            DeviceDescription::Directory(directory) => {
+                DeviceSpec { queues: [directory.queue, 0, 0, 0], pool: directory.pool, ..DeviceSpec::P9 }
+            }
             DeviceDescription::Rng(rng) => {
                 DeviceSpec { queues: [rng.queue, 0, 0, 0], pool: rng.pool, ..DeviceSpec::RNG }
             }
@@ -64,7 +80,8 @@ impl DeviceDescription {
     /// What it alone may have, and by which option.
     pub(super) fn owned(&self) -> Option<(Owned<'_>, &'static str)> {
         match self {
-            DeviceDescription::Rng(_) => None,
+            // Several guests may use one directory.
+            DeviceDescription::Directory(_) | DeviceDescription::Rng(_) => None,
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Pty(None) => None,
                 ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),

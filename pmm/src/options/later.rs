@@ -54,7 +54,11 @@ impl WithoutEffect {
             (self.rsld, "--rsld", "hypervisor-less mode is the only one"),
             (self.transport.is_some(), "--transport", "mmio is the only transport of a link"),
             (self.irq.is_some(), "--irq", "the guest is woken as --doorbell says"),
-            (self.debug_nohostfs, "--debug-nohostfs", "nothing of the host's file system is shared"),
+            (
+                self.debug_nohostfs,
+                "--debug-nohostfs",
+                "nothing of the host's file system is shared but what --9p names",
+            ),
             (self.vxworks, "--vxworks", "a PMM need not know the guest's system"),
             (self.cpus.is_some(), "--cpus", "the guest runs on processors of its own"),
             (self.mem.is_some(), "--mem", "the guest has memory of its own; --shmem-size is what is shared"),
@@ -72,8 +76,6 @@ pub struct Later {
     network: Option<Option<String>>,
     #[arg(long, hide = true, num_args = 0..=1)]
     vsock: Option<Option<String>>,
-    #[arg(long = "9p", hide = true, num_args = 0..=1)]
-    ninep: Option<Option<String>>,
     #[arg(long, hide = true)]
     vproxy: bool,
     #[arg(long, hide = true, num_args = 0..=1)]
@@ -85,7 +87,6 @@ impl Later {
         let given = [
             ("--network", &self.network, "network devices"),
             ("--vsock", &self.vsock, "sockets between guest and host"),
-            ("--9p", &self.ninep, "shared directories"),
             ("--vproxy", &self.vproxy.then_some(None), "the kernel's vhost devices"),
             ("--kernel", &self.kernel, "starting the guest"),
         ];

@@ -60,9 +60,7 @@ fn kvmtools_command_lines_are_refused_in_one_sentence_that_names_the_option() {
 
 #[test]
 fn each_option_of_a_later_version_is_named() {
-    for option in
-        ["--network mode=tap", "--network", "--vsock 3", "--9p /tmp,/tmp", "--vproxy", "--kernel vxWorks_lpc"]
-    {
+    for option in ["--network mode=tap", "--network", "--vsock 3", "--vproxy", "--kernel vxWorks_lpc"] {
         let text = wrong(&format!("{GOOD} {option}"));
         assert!(text.starts_with(option) && text.contains("later version"), "{text}");
     }

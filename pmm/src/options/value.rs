@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use hvl_shared_abi::wire::p9::MAX_MOUNT_TAG;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What is wrong with a value and what to write instead; the caller adds the option and the value.
@@ -236,6 +237,47 @@ impl fmt::Display for ConsoleEnd {
     }
 }
 
+/// A directory that the guest may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDirectory {
+    /// Where it is on this host.
+    pub path: PathBuf,
+    /// By which name the guest finds it: 1 to 64 bytes.
+    pub tag: String,
+    /// Whether the guest may change nothing.
+    pub read_only: bool,
+}
+
+impl FromStr for SharedDirectory {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<SharedDirectory, BadValue> {
+        let (rest, read_only) = text.strip_suffix(",ro").map_or((text, false), |rest| (rest, true));
+        // The tag cannot hold a comma, so the directory may.
+        let (path, tag) = match rest.rsplit_once(',') {
+            Some((path, tag)) if !path.is_empty() && !tag.is_empty() => (path, tag),
+            _ => {
+                return Err(BadValue(
+                    "write DIR,TAG or DIR,TAG,ro: a directory, and what the guest calls it".into(),
+                ));
+            }
+        };
+        if tag.len() > MAX_MOUNT_TAG {
+            let long = tag.len();
+            return Err(BadValue(format!(
+                "the tag has {long} bytes, and a guest takes {MAX_MOUNT_TAG}: use a shorter one"
+            )));
+        }
+        Ok(SharedDirectory { path: path.into(), tag: tag.into(), read_only })
+    }
+}
+
+impl fmt::Display for SharedDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}{}", self.path.display(), self.tag, if self.read_only { ",ro" } else { "" })
+    }
+}
+
 /// Writes and reads a type as the text that the command line has for it.
 macro_rules! as_text {
     ($($name:ty),*) => {$(
@@ -252,7 +294,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Doorbell, ConsoleEnd);
+as_text!(Doorbell, ConsoleEnd, SharedDirectory);
 
 #[cfg(test)]
 mod tests {
@@ -304,6 +346,17 @@ mod tests {
             &long,
         ] {
             assert!(text.parse::<Doorbell>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn directories_print_as_they_are_written() {
+        for text in ["/srv,srv", "/a,b,c", ".,host,ro", "/tmp,/tmp"] {
+            assert_eq!(text.parse::<SharedDirectory>().unwrap().to_string(), text);
+        }
+        let long = format!("/srv,{}", "x".repeat(65));
+        for text in ["", "/srv", "/srv,", ",tag", ",ro", "/srv,ro", &long] {
+            assert!(text.parse::<SharedDirectory>().is_err(), "{text}");
         }
     }
 
