@@ -408,6 +408,24 @@ impl<'s> Queue<'s> {
         self.hand_over(added, block, asks)
     }
 
+    /// Hands held blocks over as one chain that the device reads, with so many bytes in each, `N` blocks at most. In
+    /// flight, and free again later, is the first one; the others are the caller's to free when
+    /// [`Queue::is_in_flight`] says so.
+    pub fn post_all<M: Mem, const N: usize>(&mut self, m: &M, parts: &[(u16, u32)]) {
+        let mut chain = [Segment::readable(0, 0); N];
+        let mut total = 0u32;
+        for (segment, &(block, len)) in chain.iter_mut().zip(parts) {
+            let at = place(self.at, self.block, block);
+            m.clean(at, len);
+            *segment = Segment::readable(at, len);
+            total = total.saturating_add(len);
+        }
+        if let Some((&(head, _), chain)) = parts.first().zip(chain.get(..parts.len())) {
+            let added = self.ring.add(m, chain);
+            self.hand_over(added, head, total);
+        }
+    }
+
     fn hand_over(&mut self, added: Result<Token, AddError>, block: u16, len: u32) -> bool {
         match added {
             Ok(token) => {
@@ -453,7 +471,7 @@ impl<'s> Queue<'s> {
         self.news |= self.turned_away;
     }
     /// Notes what a caller was told: that it has to wait, or that it need not.
-    fn told(&mut self, to_wait: bool) {
+    pub fn told(&mut self, to_wait: bool) {
         (self.turned_away, self.news) = (to_wait, false);
     }
     /// Whether something is in flight that the device should answer by itself.
@@ -472,7 +490,6 @@ impl<'s> Queue<'s> {
         self.free.push(self.buffers, block);
     }
     /// The next answer: a block, which the caller holds now, and its bytes.
-    #[allow(dead_code)] // until the first device that looks at blocks as a whole
     pub fn take_ready(&mut self) -> Option<(u16, u32)> {
         let block = self.ready.pop(self.buffers)?;
         self.cursor = 0;
@@ -496,6 +513,25 @@ impl<'s> Queue<'s> {
     /// How often it was started.
     pub fn starts(&self) -> u32 {
         self.starts
+    }
+    /// How many blocks there are.
+    pub fn blocks(&self) -> u16 {
+        self.count
+    }
+    /// Whether a block is in flight.
+    pub fn is_in_flight(&self, block: u16) -> bool {
+        let mut at = self.flight.last();
+        for _ in 0..self.count {
+            match self.buffers.get(usize::from(at)) {
+                Some(_) if at == block => return true,
+                Some(buffer) => at = buffer.next,
+                None => return false,
+            }
+            if at == self.flight.last() {
+                return false;
+            }
+        }
+        false
     }
     /// Which layout the blocks have; another one takes held blocks away.
     pub fn layout(&self) -> u32 {

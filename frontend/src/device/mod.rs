@@ -4,6 +4,7 @@
 //! and bounded, before it does its work. None blocks.
 
 pub mod console;
+pub mod net;
 pub mod p9;
 pub mod rng;
 

@@ -8,6 +8,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod console;
+pub mod net;
 pub mod p9;
 pub mod rng;
 pub mod vsock;

@@ -38,6 +38,8 @@ pub use self::{
     stdio::StdioEnd,
 };
 
+use hvl_shared_abi::wire::net::Offload;
+
 /// Why bytes did not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndError {
@@ -63,6 +65,45 @@ pub trait ByteEnd {
     ///
     /// See [`EndError`]; a direction that has ended is an error, never 0 bytes.
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
+}
+
+/// Why a frame for the guest was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// The guest's buffers are too small for it.
+    TooLong,
+}
+
+/// The host's end of a network card: whole Ethernet frames in both directions, in private memory. No call blocks.
+pub trait FrameEnd {
+    /// What this end can take over from the guest, or take advantage of if the guest does: of
+    /// [`OFFLOADS`](hvl_shared_abi::wire::net::OFFLOADS).
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// The driver has accepted these features, of all that the card offers; 0 when there is none any more. From now on
+    /// [`receive`](Self::receive) leaves nothing else to be done.
+    fn accept(&mut self, _features: u64) {}
+
+    /// Takes a frame of 14 bytes at least, with what is left to be done for it: only what was offered and accepted.
+    /// `Ok` says that it is on its way, or lost where nobody is at the other end, as on a cable.
+    ///
+    /// # Errors
+    ///
+    /// [`EndError::WouldBlock`]: not taken; the event loop calls again when there may be room.
+    fn send(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), EndError>;
+
+    /// Copies the next frame to the front of `into`, and says what is left to be done for it and its length. A frame
+    /// that does not fit is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`EndError::WouldBlock`]: there is none; the event loop calls again when there may be.
+    fn receive(&mut self, into: &mut [u8]) -> Result<(Offload, usize), EndError>;
+
+    /// A frame of this end's was dropped; for its counts.
+    fn dropped(&mut self, _why: Dropped) {}
 }
 
 /// A source of random bytes. It does not block.
