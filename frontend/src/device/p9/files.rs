@@ -12,6 +12,8 @@ use crate::platform::{Board, Instant, Wait, earlier};
 
 /// Bytes of the longest path.
 pub const PATH: usize = 256;
+/// The smallest message size that a server may insist on: the longest request without data fits.
+const LEAST_MESSAGE: u32 = 1024;
 /// The fid of the export's root.
 const ROOT: u32 = 0;
 
@@ -154,7 +156,11 @@ impl<'s, B: Wait> Files<'s, B> {
         let ask = self.largest_message()?.min(MAX_MSIZE);
         let agreed =
             self.asked(&Request::Version { msize: ask, version: VERSION }, until, |reply| match reply {
-                Reply::Version { msize, version } if version == VERSION && msize <= ask => Some(msize),
+                Reply::Version { msize, version }
+                    if version == VERSION && (LEAST_MESSAGE..=ask).contains(&msize) =>
+                {
+                    Some(msize)
+                }
                 _ => None,
             });
         let attach =
