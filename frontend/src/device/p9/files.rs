@@ -44,6 +44,13 @@ pub struct Dir {
     offset: u64,
 }
 
+impl Dir {
+    /// The directory as what is closed.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
 /// An operation on a walked fid; the number of it is the export's.
 type Step<'a, 's, B> = &'a mut dyn FnMut(&mut Files<'s, B>, u32) -> Result<(), FileError>;
 
@@ -694,11 +701,6 @@ impl<'s, B: Wait> Files<'s, B> {
             dir.offset = entry.map_err(|_| FileError::Malformed)?.offset;
         }
         Ok(Entries::new(bytes))
-    }
-
-    /// Closes a directory.
-    pub fn close_dir(&mut self, dir: Dir) -> Result<(), FileError> {
-        self.close(dir.file)
     }
 }
 

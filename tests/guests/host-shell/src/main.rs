@@ -18,9 +18,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
+use hvl_frontend::device::p9::{self, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
-use hvl_guest_shell::{Next, Shell};
+use hvl_guest_shell::{Devices, Next, Shell};
 use hvl_shared_abi::ShmRegion;
 
 use bell::Bell;
@@ -97,26 +98,33 @@ fn run(cli: &Cli) -> Result<std::convert::Infallible> {
     }));
     // Each round is one start of the guest.
     loop {
-        let (mut console, mut rng) = (ConsoleStorage::NEW, RngStorage::NEW);
+        let mut devices =
+            Storage { console: ConsoleStorage::NEW, rng: RngStorage::NEW, files: FilesStorage::NEW };
         let storage = LinkStorage::NEW;
-        match start(&storage, &mut console, &mut rng, &process) {
+        match start(&storage, &mut devices, &process) {
             Ok(ended) => ended?,
             Err(_) => storage.leave_last_words(&process, LAST_WORDS.take().as_bytes()),
         }
     }
 }
 
+/// What the devices of one start keep.
+struct Storage {
+    console: ConsoleStorage,
+    rng: RngStorage,
+    files: FilesStorage,
+}
+
 /// [`serve`], with a panic as its outer error.
 fn start<'s>(
     storage: &'s LinkStorage<'s>,
-    console: &'s mut ConsoleStorage,
-    rng: &'s mut RngStorage,
+    devices: &'s mut Storage,
     process: &Process,
 ) -> std::thread::Result<Result<()>> {
     panic::catch_unwind(AssertUnwindSafe(move || {
         // Moved, not borrowed anew: they are to live longer than this call.
-        let (console, rng) = (console, rng);
-        serve(storage, console, rng, process)
+        let devices = devices;
+        serve(storage, devices, process)
     }))
 }
 
@@ -153,20 +161,20 @@ fn file(cli: &Cli) -> Result<File> {
 }
 
 /// One start, until the shell asks for the next.
-fn serve<'s>(
-    storage: &'s LinkStorage<'s>,
-    console: &'s mut ConsoleStorage,
-    rng: &'s mut RngStorage,
-    process: &Process,
-) -> Result<()> {
+fn serve<'s>(storage: &'s LinkStorage<'s>, devices: &'s mut Storage, process: &Process) -> Result<()> {
     let link = Link::attach(storage, process.clone())?;
-    let mut console = Console::open(&link, console, Options::default())?;
-    let mut rng = Rng::open(&link, rng)?;
+    let mut console = Console::open(&link, &mut devices.console, Options::default())?;
+    let mut rng = Rng::open(&link, &mut devices.rng)?;
+    let mut files = Files::open(&link, &mut devices.files, p9::Options::default())?;
+    let mut work = vec![0; 32 << 10];
     let mut shell = Shell::new::<Process>();
     loop {
         let now = process.now();
         link.poll();
-        let until = match shell.run(&mut console, &mut rng, now) {
+        let until = match shell.run(
+            &mut Devices { console: &mut console, rng: &mut rng, files: &mut files, work: &mut work },
+            now,
+        ) {
             Next::Again => continue,
             Next::Wait(until) => until,
             Next::Reboot => return Ok(()),

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::files::Task;
+
 /// Most bytes of one `rand`.
 pub const MOST_RANDOM: u32 = 8192;
 
@@ -28,6 +30,8 @@ pub enum Command<'l> {
     Line(u64),
     /// The frontend's counters.
     Link,
+    /// Something with files.
+    Files(Task<'l>),
     /// Panics.
     Panic,
     /// Restarts.
@@ -97,6 +101,33 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
         "flood" => size("flood N, with K or M for multiples", "bytes", u32::MAX).map(Command::Flood),
         "sink" => size("sink N, with K or M for multiples", "bytes", u32::MAX).map(Command::Sink),
         "line" => one("line K").map(Command::Line),
+        "ls" => match (first, second) {
+            _ if surplus => Err(Wrong::Usage("ls [-l] [PATH]")),
+            (Some("-l"), path) => Ok(Command::Files(Task::List { path: path.unwrap_or(""), long: true })),
+            (path, None) => Ok(Command::Files(Task::List { path: path.unwrap_or(""), long: false })),
+            _ => Err(Wrong::Usage("ls [-l] [PATH]")),
+        },
+        "cat" => path(&first, &second, "cat PATH").map(|path| Command::Files(Task::Cat(path))),
+        "sum" => path(&first, &second, "sum PATH").map(|path| Command::Files(Task::Sum(path))),
+        "mkdir" => path(&first, &second, "mkdir PATH").map(|path| Command::Files(Task::MakeDirectory(path))),
+        "rm" => path(&first, &second, "rm PATH").map(|path| Command::Files(Task::Remove(path))),
+        "stat" => path(&first, &second, "stat PATH").map(|path| Command::Files(Task::Stat(path))),
+        "df" => alone(Command::Files(Task::Free), "df"),
+        "cp" => match (first, second) {
+            (Some(from), Some(to)) if !surplus => Ok(Command::Files(Task::Copy { from, to })),
+            _ => Err(Wrong::Usage("cp FROM TO")),
+        },
+        "fill" => {
+            let usage = Wrong::Usage("fill PATH N, with K or M for multiples");
+            let len = second.filter(|_| !surplus).and_then(number).ok_or(usage)?;
+            let most = Wrong::TooMany { what: "bytes", most: u32::MAX };
+            let len = u32::try_from(len).map_err(|_| most)?;
+            Ok(Command::Files(Task::Fill { path: first.ok_or(usage)?, len }))
+        }
+        "write" => match rest.trim_start().split_once(' ') {
+            Some((path, text)) => Ok(Command::Files(Task::Write { path, text })),
+            None => Err(Wrong::Usage("write PATH TEXT")),
+        },
         "count" => {
             let usage = Wrong::Usage("count FROM [TO]");
             let from = first.and_then(number).ok_or(usage)?;
@@ -107,6 +138,18 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
             Ok(Command::Count(from, to))
         }
         word => Err(Wrong::Unknown(word)),
+    }
+}
+
+/// The only argument.
+fn path<'l>(
+    first: &Option<&'l str>,
+    second: &Option<&'l str>,
+    usage: &'static str,
+) -> Result<&'l str, Wrong<'l>> {
+    match (first, second) {
+        (Some(path), None) => Ok(path),
+        _ => Err(Wrong::Usage(usage)),
     }
 }
 
@@ -147,6 +190,12 @@ mod tests {
             ("count 5", Command::Count(5, None)),
             ("count 5 5", Command::Count(5, Some(5))),
             ("line 18446744073709551615", Command::Line(u64::MAX)),
+            ("ls", Command::Files(Task::List { path: "", long: false })),
+            ("ls -l /a", Command::Files(Task::List { path: "/a", long: true })),
+            ("write a  two words", Command::Files(Task::Write { path: "a", text: " two words" })),
+            ("fill a 16M", Command::Files(Task::Fill { path: "a", len: 16 << 20 })),
+            ("cp a b", Command::Files(Task::Copy { from: "a", to: "b" })),
+            ("df", Command::Files(Task::Free)),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
         }
@@ -160,10 +209,15 @@ mod tests {
         for line in ["count", "count 5 4", "count 1 2 3", "line", "line 18446744073709551616", "flood 9.5"] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
         }
+        for line in
+            ["ls a b", "ls -l a b", "cat", "cp a", "cp a b c", "fill a", "fill a x", "write a", "df a"]
+        {
+            assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
+        }
         for line in ["rand 8193", "flood 4096M", "sink 0x100000000"] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::TooMany { .. })), "{line:?}");
         }
-        assert_eq!(parse(b"ls -l"), Err(Wrong::Unknown("ls")));
+        assert_eq!(parse(b"dir /w"), Err(Wrong::Unknown("dir")));
         assert_eq!(parse(b"\xff"), Err(Wrong::NotText));
         assert_eq!(format!("{}", Wrong::Unknown("Help")), "there is no command 'Help'; 'help' lists them");
     }

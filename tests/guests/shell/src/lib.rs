@@ -7,6 +7,7 @@
 //! - [`editor`]: keys become lines.
 //! - [`command`]: lines become commands.
 //! - [`report`]: what `help`, `about` and `link` say, line by line.
+//! - [`files`]: commands on a directory that the PMM shares.
 //! - [`shell`]: commands become output.
 //!
 //! A script tells success from failure by the prompt: `NAME> ` after a command that succeeded, `NAME (failed)> ` after
@@ -28,17 +29,18 @@ extern crate std;
 
 pub mod command;
 pub mod editor;
+pub mod files;
 pub mod pattern;
 pub mod report;
 pub mod shell;
 pub mod text;
 
-pub use shell::{Next, Shell};
+pub use shell::{Devices, Next, Shell};
 
 use core::fmt;
 
 /// What the shell tells of the machine that it runs on.
-pub trait Machine: hvl_frontend::Board {
+pub trait Machine: hvl_frontend::Wait {
     /// What stands in the prompt.
     const NAME: &'static str;
     /// Says which processor this is, in a few words.

@@ -4,12 +4,11 @@ use core::fmt::{self, Write};
 
 use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::console::Console;
-use hvl_frontend::device::rng::Rng;
 use hvl_frontend::{Board, Link, LinkState};
 use hvl_shared_abi::Mem;
 
-use crate::Machine;
 use crate::text::Text;
+use crate::{Devices, Machine};
 
 /// What can be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,23 +30,27 @@ const HELP: &[&str] = &[
     "sink N        takes the next N bytes of input, then prints their count and CRC-32",
     "count A [B]   numbered lines 'n A' to 'n B', or until Ctrl-C; answers 'line K' meanwhile",
     "line K        answers 'got K'",
+    "ls [-l] [P]   names in the directory P of the PMM's machine, or what each is",
+    "cat P         prints the file P",
+    "write P TEXT  writes a line of text to P",
+    "fill P N      writes N bytes of the pattern to P, and prints their CRC-32",
+    "sum P         reads P, and prints its length and CRC-32",
+    "cp P Q        copies P to Q",
+    "mkdir P       makes a directory",
+    "rm P          removes a file or an empty directory",
+    "stat P        what P is",
+    "df            how full the file system is",
     "link          what the frontend counted",
     "panic         panics: the last words go to the PMM, and the board restarts",
     "reboot        restarts the board",
     "N is decimal or 0x, with K or M; Ctrl-C cancels, Ctrl-U empties the line.",
 ];
 
-/// What a report looks at.
-pub(crate) struct Subject<'a, 's, B> {
-    pub console: &'a mut Console<'s, B>,
-    pub rng: &'a mut Rng<'s, B>,
-}
-
 /// Writes one line of a report, with its end. `false`: there is no such line.
 pub(crate) fn line<B: Machine, const N: usize>(
     report: Report,
     line: usize,
-    subject: &mut Subject<'_, '_, B>,
+    subject: &mut Devices<'_, '_, B>,
     out: &mut Text<N>,
 ) -> bool {
     let written = match report {
@@ -63,10 +66,10 @@ pub(crate) fn line<B: Machine, const N: usize>(
 
 fn about<B: Machine>(
     line: usize,
-    subject: &mut Subject<'_, '_, B>,
+    subject: &mut Devices<'_, '_, B>,
     out: &mut dyn fmt::Write,
 ) -> Option<fmt::Result> {
-    let Subject { console, rng } = subject;
+    let Devices { console, rng, files, .. } = subject;
     Some(match line {
         0 => write!(out, "board      {}", B::NAME),
         1 => {
@@ -82,7 +85,8 @@ fn about<B: Machine>(
             }
         }
         6 => write!(out, "entropy    {}", Status(rng.status())),
-        7 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
+        7 => write!(out, "files      {}", Status(files.status())),
+        8 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
         _ => return None,
     })
 }

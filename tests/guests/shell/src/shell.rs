@@ -8,13 +8,15 @@ use heapless::Deque;
 use hvl_frontend::Instant;
 use hvl_frontend::device::NotNow;
 use hvl_frontend::device::console::Console;
+use hvl_frontend::device::p9::{FileError, Files};
 use hvl_frontend::device::rng::{FillError, Rng};
 
 use crate::Machine;
 use crate::command::{self, Command};
 use crate::editor::{CANCEL, Echo, Editor, Key, LINE};
+use crate::files::{self, FileJob, FileStep};
 use crate::pattern::{self, Sum};
-use crate::report::{self, Report, Subject};
+use crate::report::{self, Report};
 use crate::text::{BLOCK, Text};
 
 /// Bytes of output that wait for the console: a block, and the longest line that is added to it.
@@ -36,6 +38,18 @@ const ANSWER: usize = 25;
 
 const _: () = assert!(BLOCK + LINE + 64 <= OUT && RANDOM_LINE * 2 < BLOCK);
 
+/// What the shell works with.
+pub struct Devices<'a, 's, B> {
+    /// Where it is typed at.
+    pub console: &'a mut Console<'s, B>,
+    /// Entropy.
+    pub rng: &'a mut Rng<'s, B>,
+    /// A directory of the PMM's machine.
+    pub files: &'a mut Files<'s, B>,
+    /// Memory for data on its way, which the shell keeps to itself between two calls: the more, the faster.
+    pub work: &'a mut [u8],
+}
+
 /// What the shell wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -49,7 +63,8 @@ pub enum Next {
     Panic,
 }
 
-/// What the shell is at.
+/// What the shell is at. There is one at a time, and no heap to put the largest on.
+#[allow(clippy::large_enum_variant)]
 enum Job {
     /// Reading a line.
     Prompt,
@@ -63,6 +78,8 @@ enum Job {
     Sink { got: u32, len: u32, sum: Sum, until: Option<Instant> },
     /// Printing numbered lines, and answering them.
     Count { next: Option<u64>, to: Option<u64>, printed: u64, answered: u64, line: Editor },
+    /// Something with files.
+    Files(FileJob),
     /// Waiting for the output to be acknowledged, and then for the end.
     Farewell { next: Next, until: Option<Instant> },
 }
@@ -110,26 +127,24 @@ impl Shell {
     /// Does what can be done now, within a bound. Never waits.
     ///
     /// Call it after [`Link::poll`](hvl_frontend::Link::poll), and before the link is asked for its deadline.
-    pub fn run<'s, B: Machine>(
-        &mut self,
-        console: &mut Console<'s, B>,
-        rng: &mut Rng<'s, B>,
-        now: Instant,
-    ) -> Next {
-        self.greet_again(console);
+    pub fn run<'s, B: Machine>(&mut self, devices: &mut Devices<'_, 's, B>, now: Instant) -> Next {
+        self.greet_again(devices.console);
         for _ in 0..STEPS {
-            self.fill_ahead(console);
-            if !self.flush(console) {
-                return self.next(console);
+            self.fill_ahead(devices.console);
+            if !self.flush(devices.console) {
+                return self.next(devices.console);
             }
             if self.cancelled() {
+                if let Job::Files(job) = core::mem::replace(&mut self.job, Job::Prompt) {
+                    files::end(job, devices.files);
+                }
                 self.out.print(format_args!("^C\nerror: cancelled\n"));
                 self.finish::<B>(false);
                 continue;
             }
-            match self.step(console, rng, now) {
+            match self.step(devices, now) {
                 Step::On => {}
-                Step::Wait if self.out.is_empty() => return self.next(console),
+                Step::Wait if self.out.is_empty() => return self.next(devices.console),
                 Step::Wait => {}
                 Step::Done(succeeded) => self.finish::<B>(succeeded),
                 Step::End(next) => return next,
@@ -197,7 +212,7 @@ impl Shell {
         match self.job {
             // The line is what it cancels; data may contain it; it is too late.
             Job::Prompt | Job::Sink { .. } | Job::Farewell { .. } => return false,
-            Job::Report(..) | Job::Rand { .. } | Job::Flood { .. } | Job::Count { .. } => {}
+            Job::Report(..) | Job::Rand { .. } | Job::Flood { .. } | Job::Count { .. } | Job::Files(_) => {}
         }
         let Some(at) = self.ahead.iter().position(|&byte| byte == CANCEL) else { return false };
         for _ in 0..=at {
@@ -206,25 +221,19 @@ impl Shell {
         true
     }
 
-    fn step<'s, B: Machine>(
-        &mut self,
-        console: &mut Console<'s, B>,
-        rng: &mut Rng<'s, B>,
-        now: Instant,
-    ) -> Step {
+    fn step<'s, B: Machine>(&mut self, devices: &mut Devices<'_, 's, B>, now: Instant) -> Step {
         match &mut self.job {
-            Job::Prompt => self.edit::<B>(now),
+            Job::Prompt => self.edit(devices, now),
             Job::Report(report, line) => {
                 let (report, at) = (*report, *line);
                 *line = line.saturating_add(1);
-                let mut subject = Subject { console, rng };
-                if report::line(report, at, &mut subject, &mut self.out) {
-                    Step::On
-                } else {
-                    Step::Done(true)
-                }
+                if report::line(report, at, devices, &mut self.out) { Step::On } else { Step::Done(true) }
             }
-            Job::Rand { .. } => self.rand(rng, now),
+            Job::Rand { .. } => self.rand(devices.rng, now),
+            Job::Files(job) => {
+                let step = files::step(job, devices.files, devices.work, &mut self.out);
+                self.files(step, devices)
+            }
             Job::Flood { at, len, sum } => {
                 if at == len {
                     let line_is_open = *len % 64 != 0;
@@ -244,11 +253,11 @@ impl Shell {
                 }
                 Step::On
             }
-            Job::Sink { .. } => self.sink(console, now),
+            Job::Sink { .. } => self.sink(devices.console, now),
             Job::Count { .. } => self.count(),
             Job::Farewell { next, until } => {
                 let over = until.is_none_or(|until| until <= now);
-                if over || console.flush() == Ok(()) { Step::End(*next) } else { Step::Wait }
+                if over || devices.console.flush() == Ok(()) { Step::End(*next) } else { Step::Wait }
             }
         }
     }
@@ -282,7 +291,7 @@ impl Shell {
     }
 
     /// Takes the next key.
-    fn edit<B: Machine>(&mut self, now: Instant) -> Step {
+    fn edit<B: Machine>(&mut self, devices: &mut Devices<'_, '_, B>, now: Instant) -> Step {
         // Echoes are gathered: a pasted line is one write.
         while self.out.len() < BLOCK {
             let Some(key) = self.ahead.pop_front() else { return Step::Wait };
@@ -309,7 +318,7 @@ impl Shell {
                 }
                 Key::Line => {
                     self.out.push(b"\n");
-                    return self.begin(now);
+                    return self.begin(devices, now);
                 }
             }
         }
@@ -317,7 +326,7 @@ impl Shell {
     }
 
     /// Begins what the line says.
-    fn begin(&mut self, now: Instant) -> Step {
+    fn begin<B: Machine>(&mut self, devices: &mut Devices<'_, '_, B>, now: Instant) -> Step {
         // A board without a clock has no deadlines; Ctrl-C is left.
         let after = |micros| now.is_known().then(|| now.plus(micros));
         let command = match command::parse(self.editor.line()) {
@@ -337,6 +346,11 @@ impl Shell {
                 self.out.print(format_args!("got {number}\n"));
                 return Step::Done(true);
             }
+            Command::Files(task) => match files::begin(task, devices.files, &mut self.out) {
+                Ok(Some(job)) => Job::Files(job),
+                Ok(None) => return Step::Done(true),
+                Err(error) => return self.files::<B>(Err(error), devices),
+            },
             Command::Help => Job::Report(Report::Help, 0),
             Command::About => Job::Report(Report::About, 0),
             Command::Link => Job::Report(Report::Link, 0),
@@ -359,6 +373,24 @@ impl Shell {
             }
         };
         Step::On
+    }
+
+    /// How far a step with files came.
+    fn files<B: Machine>(
+        &mut self,
+        step: Result<FileStep, FileError>,
+        devices: &mut Devices<'_, '_, B>,
+    ) -> Step {
+        let error = match step {
+            Ok(FileStep::On) => return Step::On,
+            Ok(FileStep::Done) => return Step::Done(true),
+            Err(error) => error,
+        };
+        if let Job::Files(job) = core::mem::replace(&mut self.job, Job::Prompt) {
+            files::end(job, devices.files);
+        }
+        self.out.print(format_args!("error: {error}\n"));
+        Step::Done(false)
     }
 
     // --- jobs -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ use std::vec::Vec;
 use std::{format, vec};
 
 use hvl_frontend::device::console::{ConsoleStorage, Options};
+use hvl_frontend::device::p9::{FilesStorage, Options as FilesOptions};
 use hvl_frontend::device::rng::RngStorage;
 use hvl_frontend::{Clock, Doorbell, Link, LinkStorage};
 use hvl_pmm::device::{console::Console as ConsoleDevice, rng::Rng as RngDevice};
@@ -47,6 +48,13 @@ impl hvl_frontend::Board for TestBoard {
     }
     fn region(&self) -> ShmRegion {
         ShmRegion { base: BASE, len: LEN }
+    }
+}
+/// Nobody waits here but who asks for files, which this PMM does not offer; time passes.
+impl hvl_frontend::Wait for TestBoard {
+    fn wait_for_doorbell(&self, deadline: Option<Instant>) {
+        let until = deadline.map_or(1_000_000, Instant::micros);
+        self.now.fetch_max(until, Ordering::Relaxed);
     }
 }
 impl Machine for TestBoard {
@@ -130,6 +138,7 @@ struct World {
     link: Link<'static, TestBoard>,
     console: Console<'static, TestBoard>,
     rng: Rng<'static, TestBoard>,
+    files: Files<'static, TestBoard>,
     shell: Shell,
 }
 
@@ -147,6 +156,8 @@ impl World {
         let console = Console::open(&link, console_storage, Options::default()).unwrap();
         let rng_storage: &mut RngStorage = Box::leak(Box::new(RngStorage::NEW));
         let rng = Rng::open(&link, rng_storage).unwrap();
+        let files_storage: &mut FilesStorage = Box::leak(Box::default());
+        let files = Files::open(&link, files_storage, FilesOptions::default()).unwrap();
         let mut world = World {
             region,
             pmm: None,
@@ -157,6 +168,7 @@ impl World {
             link,
             console,
             rng,
+            files,
             shell: Shell::new::<TestBoard>(),
         };
         world.start_pmm();
@@ -194,7 +206,13 @@ impl World {
             if guest_runs {
                 let now = Instant::from_micros(micros);
                 self.link.poll();
-                next = self.shell.run(&mut self.console, &mut self.rng, now);
+                let mut devices = Devices {
+                    console: &mut self.console,
+                    rng: &mut self.rng,
+                    files: &mut self.files,
+                    work: &mut [0; 512],
+                };
+                next = self.shell.run(&mut devices, now);
                 match next {
                     Next::Again => {}
                     Next::Wait(_) if self.link.prepare_sleep() => next = Next::Again,
@@ -251,6 +269,7 @@ fn commands_succeed_and_the_prompt_says_so() {
         "memory     262144 bytes at 0x10000000, coherent",
         "console    running, 80 by 24 characters",
         "entropy    running",
+        "files      not offered by the PMM",
     ] {
         assert!(about.lines().any(|said| said == line), "{line:?} is missing in {about:?}");
     }
@@ -271,7 +290,8 @@ fn random_bytes_are_those_of_the_device() {
 #[test]
 fn mistakes_are_sentences() {
     let mut world = World::new();
-    assert_eq!(world.fails("ls"), "there is no command 'ls'; 'help' lists them");
+    assert_eq!(world.fails("dir"), "there is no command 'dir'; 'help' lists them");
+    assert_eq!(world.fails("ls"), "the link is down; no PMM serves files at the moment");
     assert_eq!(world.fails("rand much"), "write 'rand N'");
     assert_eq!(world.fails("rand 8193"), "at most 8192 random bytes at a time");
     // An empty line changes nothing, a command that succeeds does.
