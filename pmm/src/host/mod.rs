@@ -7,6 +7,8 @@
 #[cfg(feature = "std")]
 mod entropy;
 #[cfg(feature = "std")]
+pub mod export;
+#[cfg(feature = "std")]
 mod file;
 #[cfg(feature = "std")]
 mod files;

@@ -14,6 +14,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::retry_on_intr;
 
+mod file;
+
+pub(crate) use file::{LockKind, RangeLock, get_range_lock, ignore_size_signal, set_range_lock};
+
 /// Tries to take an exclusive lock on `len` bytes from `start`, or on all that follow if `len` is 0. It belongs to the open file description: it ends with
 /// the last descriptor *and mapping* made from it, however the process dies. `Ok(false)`: somebody else has it.
 pub(crate) fn lock_range(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<bool> {

@@ -1,0 +1,228 @@
+//! Fids: the numbers by which a client names what it has reached, and what is open behind them.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hvl_shared_abi::wire::p9::Errno;
+
+use super::resolve::{Counted, Node, split};
+
+/// What a lock protects here is whole after every statement, so a panic elsewhere does not spoil it.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file or directory that a client has opened. It stays open while anybody works with it, whatever becomes of its
+/// fid.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: Counted,
+    pub(super) directory: bool,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// Held from seeking in a directory to reading it.
+    pub(super) position: Mutex<()>,
+}
+
+impl OpenFile {
+    pub(super) fn new(file: Counted, directory: bool, readable: bool, writable: bool) -> OpenFile {
+        OpenFile { file, directory, readable, writable, position: Mutex::new(()) }
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// What a fid is good for.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Walked to.
+    Reached,
+    /// Opened.
+    Open(Arc<OpenFile>),
+    /// The value of an attribute, or the list of their names, as it was when it was walked to.
+    Attribute(Held),
+    /// An attribute that is being written, and set when the fid is clunked.
+    NewAttribute(NewAttribute),
+}
+
+/// Bytes that count towards what a session may hold.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) bytes: Vec<u8>,
+    session: Arc<Mutex<usize>>,
+}
+
+impl Held {
+    /// Makes room for `count` bytes if `session` has so many left.
+    pub(super) fn reserve(session: &Arc<Mutex<usize>>, count: usize) -> Result<Held, Errno> {
+        let mut left = locked(session);
+        *left = left.checked_sub(count).ok_or(Errno::NOMEM)?;
+        Ok(Held { bytes: vec![0; count], session: session.clone() })
+    }
+
+    /// Keeps less than was reserved.
+    pub(super) fn shrink(&mut self, count: usize) {
+        let spare = self.bytes.len().saturating_sub(count);
+        self.bytes.truncate(count);
+        *locked(&self.session) += spare;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *locked(&self.session) += self.bytes.len();
+    }
+}
+
+/// See [`State::NewAttribute`].
+#[derive(Debug)]
+pub(super) struct NewAttribute {
+    pub(super) name: Vec<u8>,
+    pub(super) value: Held,
+    /// How much of the value was written, from its start.
+    pub(super) written: usize,
+    pub(super) flags: rustix::fs::XattrFlags,
+}
+
+/// What a fid stands for.
+#[derive(Debug)]
+pub(super) struct Fid {
+    node: Mutex<Arc<Node>>,
+    /// How it was reached: names from the root, between slashes. Only `..` and the two requests that move or remove a
+    /// file by its fid need it.
+    path: Mutex<Vec<u8>>,
+    pub(super) state: Mutex<State>,
+    /// Who attached, in the client's numbers.
+    pub(super) user: u32,
+}
+
+impl Fid {
+    pub(super) fn new(node: Arc<Node>, path: Vec<u8>, state: State, user: u32) -> Fid {
+        Fid { node: Mutex::new(node), path: Mutex::new(path), state: Mutex::new(state), user }
+    }
+
+    pub(super) fn node(&self) -> Arc<Node> {
+        locked(&self.node).clone()
+    }
+
+    pub(super) fn path(&self) -> Vec<u8> {
+        locked(&self.path).clone()
+    }
+
+    /// A created file takes the place of its directory.
+    pub(super) fn become_file(&self, node: Arc<Node>, path: Vec<u8>) {
+        *locked(&self.node) = node;
+        *locked(&self.path) = path;
+    }
+
+    /// What is open behind it.
+    pub(super) fn open(&self) -> Result<Arc<OpenFile>, Errno> {
+        match &*locked(&self.state) {
+            State::Open(file) => Ok(file.clone()),
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    /// The same without ever waiting; `None` also if somebody else is at it.
+    pub(super) fn try_open(&self) -> Option<Arc<OpenFile>> {
+        match &*self.state.try_lock().ok()? {
+            State::Open(file) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// Fails unless the fid was walked to and nothing else.
+    pub(super) fn is_reached(&self) -> Result<(), Errno> {
+        match &*locked(&self.state) {
+            State::Reached => Ok(()),
+            _ => Err(Errno::BADF),
+        }
+    }
+}
+
+/// The fids of one session. A version message starts a new generation, and what was begun in an old one leaves no trace
+/// in the new.
+#[derive(Debug)]
+pub(super) struct Table {
+    generation: u64,
+    limit: usize,
+    fids: HashMap<u32, Arc<Fid>>,
+}
+
+impl Table {
+    pub(super) fn new(limit: usize) -> Table {
+        Table { generation: 0, limit, fids: HashMap::new() }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.fids.len()
+    }
+
+    pub(super) fn get(&self, fid: u32) -> Result<Arc<Fid>, Errno> {
+        self.fids.get(&fid).cloned().ok_or(Errno::BADF)
+    }
+
+    /// Whether `fid` could be added now.
+    pub(super) fn may_add(&self, fid: u32) -> Result<(), Errno> {
+        match self.fids.contains_key(&fid) || fid == hvl_shared_abi::wire::p9::NO_FID {
+            true => Err(Errno::BADF),
+            false if self.fids.len() >= self.limit => Err(Errno::MFILE),
+            false => Ok(()),
+        }
+    }
+
+    /// Adds what was prepared in `generation`.
+    pub(super) fn add(&mut self, generation: u64, fid: u32, what: Fid) -> Result<(), Errno> {
+        self.may_add(fid)?;
+        if generation != self.generation {
+            return Err(Errno::BADF);
+        }
+        self.fids.insert(fid, Arc::new(what));
+        Ok(())
+    }
+
+    /// Puts something else behind a fid that still is `before`.
+    pub(super) fn replace(&mut self, fid: u32, before: &Arc<Fid>, what: Fid) -> Result<(), Errno> {
+        match self.fids.get_mut(&fid) {
+            Some(there) if Arc::ptr_eq(there, before) => {
+                *there = Arc::new(what);
+                Ok(())
+            }
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    pub(super) fn remove(&mut self, fid: u32) -> Result<Arc<Fid>, Errno> {
+        self.fids.remove(&fid).ok_or(Errno::BADF)
+    }
+
+    /// Forgets all fids, which the caller drops after it has let go of the table: closing a file may take long.
+    pub(super) fn restart(&mut self) -> HashMap<u32, Arc<Fid>> {
+        self.generation += 1;
+        std::mem::take(&mut self.fids)
+    }
+
+    /// A directory or file was moved within the export: so were the fids below it.
+    pub(super) fn moved(&self, from: &[u8], to: &[u8]) {
+        for fid in self.fids.values() {
+            let mut path = locked(&fid.path);
+            let Some(rest) = path.strip_prefix(from) else { continue };
+            if rest.is_empty() || rest.starts_with(b"/") {
+                let new = [to, rest].concat();
+                // One too long to be resolved stays as it was, and is not found.
+                if split(&new).is_some() && new.len() < hvl_shared_abi::wire::p9::MAX_PATH {
+                    *path = new;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The same for what files have beside their content: attributes, extended attributes, locks, owners.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use hvl_shared_abi::wire::p9::{GetLock, Lock, SetAttr, Time, lock, setattr, xattr};
+
+use super::*;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn getattr_tells_what_stat_tells() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "hello");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    let (attr, host) = (client.attr(1), file.metadata().unwrap());
+    assert_eq!(attr.valid & getattr::BASIC, getattr::BASIC);
+    assert_eq!((attr.mode, attr.size, attr.links), (host.mode(), 5, 1));
+    assert_eq!((attr.uid, attr.gid, attr.qid.path), (host.uid(), host.gid(), host.ino()));
+    assert_eq!((attr.modified.seconds as i64, attr.modified.nanos as i64), (host.mtime(), host.mtime_nsec()));
+    assert_eq!((attr.block_size, attr.blocks), (host.blksize(), host.blocks()));
+    assert_eq!(client.ask(Request::Getattr { fid: 9, mask: 0 }).errno(), Errno::BADF);
+}
+
+fn set(valid: u32) -> SetAttr {
+    SetAttr { valid, ..SetAttr::default() }
+}
+
+#[test]
+fn setattr_mode_without_rights_for_others() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    for (asked, given) in [(0o640, 0o640), (0o104_755, 0o755), (0o2755, 0o755), (0o6777, 0o777)] {
+        client.ask(Request::Setattr { fid: 1, attr: SetAttr { mode: asked, ..set(setattr::MODE) } }).ok();
+        assert_eq!(file.metadata().unwrap().mode() & 0o7777, given);
+    }
+    std::os::unix::fs::symlink("f", folder.tree().join("link")).unwrap();
+    client.reach(2, "link");
+    let attr = SetAttr { mode: 0, ..set(setattr::MODE) };
+    assert_eq!(client.ask(Request::Setattr { fid: 2, attr }).errno(), Errno::OPNOTSUPP);
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o777, "the link was not followed");
+}
+
+#[test]
+fn setattr_size() {
+    let folder = Folder::new();
+    folder.write("tree/f", "0123456789");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    let size = |fid, size| Request::Setattr { fid, attr: SetAttr { size, ..set(setattr::SIZE) } };
+    client.ask(size(1, 4)).ok();
+    assert_eq!(folder.read("tree/f"), "0123");
+    client.ask(Request::Lopen { fid: 1, flags: open::WRITE_ONLY }).ok();
+    client.ask(size(1, 6)).ok();
+    assert_eq!(folder.read("tree/f"), "0123\0\0");
+    assert_eq!(client.ask(size(1, u64::MAX)).errno(), Errno::INVAL);
+    assert_eq!(client.ask(size(ROOT, 0)).errno(), Errno::ISDIR);
+}
+
+#[test]
+fn setattr_times() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    let time = |seconds: i64, nanos| Time { seconds: seconds as u64, nanos };
+    let both = setattr::ACCESSED | setattr::ACCESSED_SET | setattr::MODIFIED | setattr::MODIFIED_SET;
+    let attr = SetAttr { accessed: time(1000, 5), modified: time(-7, 999_999_999), ..set(both) };
+    client.ask(Request::Setattr { fid: 1, attr }).ok();
+    let host = file.metadata().unwrap();
+    assert_eq!(
+        (host.atime(), host.atime_nsec(), host.mtime(), host.mtime_nsec()),
+        (1000, 5, -7, 999_999_999)
+    );
+    client.ask(Request::Setattr { fid: 1, attr: set(setattr::MODIFIED) }).ok();
+    let host = file.metadata().unwrap();
+    assert!(host.mtime() > 1000, "now");
+    assert_eq!(host.atime(), 1000, "left alone");
+    for nanos in [1_000_000_000, 0x3fff_ffff, u64::MAX] {
+        let attr = SetAttr { modified: time(0, nanos), ..set(both) };
+        assert_eq!(client.ask(Request::Setattr { fid: 1, attr }).errno(), Errno::INVAL);
+    }
+    client.ask(Request::Setattr { fid: 1, attr: set(setattr::CHANGED) }).ok();
+    client.ask(Request::Setattr { fid: 1, attr: set(0) }).ok();
+}
+
+#[test]
+fn setattr_owner_is_the_hosts_decision() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    let attr = SetAttr { uid: 4711, gid: 4712, ..set(setattr::UID | setattr::GID) };
+    let answer = client.ask(Request::Setattr { fid: 1, attr });
+    if is_root() {
+        answer.ok();
+        assert_eq!((file.metadata().unwrap().uid(), file.metadata().unwrap().gid()), (4711, 4712));
+    } else {
+        assert_eq!(answer.errno(), Errno::PERM);
+    }
+}
+
+#[test]
+fn squashed_ids_show_one_owner() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    let rules = Rules { ids: Ids::Squash { uid: 12, gid: 34 }, ..Rules::default() };
+    let mut client = Client::with(&folder, rules);
+    client.reach(1, "f");
+    assert_eq!((client.attr(1).uid, client.attr(1).gid), (12, 34));
+    let before = (file.metadata().unwrap().uid(), file.metadata().unwrap().gid());
+    let owner = |uid, gid| Request::Setattr {
+        fid: 1,
+        attr: SetAttr { uid, gid, ..set(setattr::UID | setattr::GID) },
+    };
+    client.ask(owner(12, 34)).ok();
+    assert_eq!(client.ask(owner(0, 34)).errno(), Errno::PERM);
+    assert_eq!((file.metadata().unwrap().uid(), file.metadata().unwrap().gid()), before);
+    client.ask(Request::Mkdir { directory: ROOT, name: b"d", mode: 0o755, gid: 99 }).ok();
+    let made = folder.tree().join("d").metadata().unwrap();
+    assert_eq!(made.uid(), rustix::process::geteuid().as_raw());
+    assert_ne!(made.gid(), 99);
+}
+
+#[test]
+fn passed_ids_own_what_they_make() {
+    if !is_root() {
+        eprintln!("SKIPPED: passed_ids_own_what_they_make needs root, which alone may give files away");
+        return;
+    }
+    let folder = Folder::new();
+    let mut client = Client::on(&folder);
+    client.ask(Request::Attach { fid: 5, afid: NO_FID, user: b"", tree: b"", uid: 4711 }).ok();
+    client.ask(Request::Mkdir { directory: 5, name: b"d", mode: 0o755, gid: 4712 }).ok();
+    client.ask(Request::Lcreate { fid: 5, name: b"f", flags: open::WRITE_ONLY, mode: 0o600, gid: 4713 }).ok();
+    for (name, gid) in [("d", 4712), ("f", 4713)] {
+        let made = folder.tree().join(name).metadata().unwrap();
+        assert_eq!((made.uid(), made.gid()), (4711, gid));
+    }
+}
+
+#[test]
+fn statfs_tells_of_the_file_system() {
+    let folder = Folder::new();
+    let mut client = Client::on(&folder);
+    let answer = client.ask(Request::Statfs { fid: ROOT });
+    let Reply::Statfs { statfs } = answer.get() else { panic!("{answer:?}") };
+    let host = rustix::fs::statfs(folder.tree()).unwrap();
+    assert_eq!((statfs.blocks, statfs.name_length), (host.f_blocks, 255));
+    assert_eq!(client.ask(Request::Statfs { fid: 9 }).errno(), Errno::BADF);
+}
+
+// Extended attributes.
+
+fn set_xattr(client: &mut Client, path: &str, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
+    const FID: u32 = 900;
+    client.reach(FID, path);
+    let created = client.ask(Request::Xattrcreate { fid: FID, name, size: value.len() as u64, flags });
+    if let Reply::Error { errno } = created.get() {
+        client.clunk(FID).ok();
+        return Err(errno);
+    }
+    if !value.is_empty() {
+        client.write(FID, 0, value).ok();
+    }
+    match client.clunk(FID).get() {
+        Reply::Error { errno } => Err(errno),
+        _ => Ok(()),
+    }
+}
+
+fn get_xattr(client: &mut Client, path: &str, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    client.reach(901, path);
+    let answer = client.ask(Request::Xattrwalk { fid: 901, new_fid: 902, name });
+    let value = match answer.get() {
+        Reply::Error { errno } => Err(errno),
+        Reply::Xattrwalk { size } => {
+            let value = client.read(902, 0, 1 << 17).payload().to_vec();
+            assert_eq!(value.len() as u64, size);
+            client.clunk(902).ok();
+            Ok(value)
+        }
+        other => panic!("{other:?}"),
+    };
+    client.clunk(901).ok();
+    value
+}
+
+#[test]
+fn extended_attributes_of_users() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    let mut client = Client::on(&folder);
+    match set_xattr(&mut client, "f", b"user.one", b"value", 0) {
+        Err(Errno::OPNOTSUPP) => {
+            eprintln!(
+                "SKIPPED: extended_attributes_of_users: the temporary directory has no such attributes"
+            );
+            return;
+        }
+        other => other.unwrap(),
+    }
+    assert_eq!(get_xattr(&mut client, "f", b"user.one"), Ok(b"value".to_vec()));
+    assert_eq!(get_xattr(&mut client, "f", b"user.two"), Err(Errno::NODATA));
+    assert_eq!(set_xattr(&mut client, "f", b"user.one", b"x", xattr::CREATE), Err(Errno::EXIST));
+    assert_eq!(set_xattr(&mut client, "f", b"user.two", b"x", xattr::REPLACE), Err(Errno::NODATA));
+    assert_eq!(set_xattr(&mut client, "f", b"user.two", b"x", xattr::CREATE), Ok(()));
+    let list = get_xattr(&mut client, "f", b"").unwrap();
+    let mut names: Vec<_> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort();
+    assert_eq!(names, [b"user.one", b"user.two"]);
+    assert_eq!(set_xattr(&mut client, "f", b"user.one", b"", 0), Ok(()), "an empty value removes it");
+    assert_eq!(get_xattr(&mut client, "f", b"user.one"), Err(Errno::NODATA));
+    // Parts of a value.
+    client.reach(1, "f");
+    client.ask(Request::Xattrwalk { fid: 1, new_fid: 2, name: b"user.two" }).ok();
+    assert_eq!(client.read(2, 1, 9).payload(), b"");
+    assert_eq!(client.read(2, u64::MAX, 9).payload(), b"");
+}
+
+#[test]
+fn extended_attributes_of_the_host_are_not_the_clients() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    std::os::unix::fs::symlink("f", folder.tree().join("link")).unwrap();
+    let mut client = Client::on(&folder);
+    for name in
+        [&b"security.capability"[..], b"trusted.x", b"system.posix_acl_access", b"user.", b"user", b"x"]
+    {
+        assert_eq!(set_xattr(&mut client, "f", name, b"x", 0), Err(Errno::OPNOTSUPP));
+        assert_eq!(get_xattr(&mut client, "f", name), Err(Errno::OPNOTSUPP));
+    }
+    assert_eq!(set_xattr(&mut client, "link", b"user.x", b"x", 0), Err(Errno::OPNOTSUPP), "links have none");
+    assert_eq!(get_xattr(&mut client, "link", b""), Ok(vec![]));
+    let long = [b"user.".to_vec(), vec![b'x'; 255]].concat();
+    assert_eq!(set_xattr(&mut client, "f", &long, b"x", 0), Err(Errno::RANGE));
+}
+
+// Locks.
+
+fn ask_lock(client: &mut Client, fid: u32, kind: u8, start: u64, length: u64) -> Result<u8, Errno> {
+    let lock = Lock { kind, flags: lock::BLOCK, start, length, process: 1, client: b"me" };
+    match client.ask(Request::Lock { fid, lock }).get() {
+        Reply::Lock { status } => Ok(status),
+        Reply::Error { errno } => Err(errno),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn locks_stand_between_clients() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    let (mut one, mut two) = (Client::on(&folder), Client::on(&folder));
+    for client in [&mut one, &mut two] {
+        client.reach_open(1, "f", open::READ_WRITE);
+    }
+    assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 10, 10), Ok(lock::SUCCESS));
+    assert_eq!(ask_lock(&mut two, 1, lock::READ, 19, 1), Ok(lock::BLOCKED), "and it does not wait");
+    assert_eq!(ask_lock(&mut two, 1, lock::READ, 20, 0), Ok(lock::SUCCESS));
+    let asked = GetLock { kind: lock::WRITE, start: 0, length: 0, process: 7, client: b"you" };
+    let found = GetLock { kind: lock::WRITE, start: 10, length: 10, process: 0, client: b"" };
+    assert_eq!(two.ask(Request::Getlock { fid: 1, lock: asked }).get(), Reply::Getlock { lock: found });
+    assert_eq!(ask_lock(&mut one, 1, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
+    let free = GetLock { kind: lock::UNLOCK, ..asked };
+    assert_eq!(two.ask(Request::Getlock { fid: 1, lock: asked }).get(), Reply::Getlock { lock: free });
+    assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::BLOCKED));
+    two.clunk(1).ok();
+    assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::SUCCESS), "a lock ends with its fid");
+}
+
+#[test]
+fn lock_errors() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    let mut client = Client::on(&folder);
+    client.reach(1, "f");
+    assert_eq!(ask_lock(&mut client, 1, lock::READ, 0, 0), Err(Errno::BADF), "not open");
+    client.ask(Request::Lopen { fid: 1, flags: open::READ_ONLY }).ok();
+    assert_eq!(ask_lock(&mut client, 1, lock::WRITE, 0, 0), Err(Errno::BADF), "not for writing");
+    assert_eq!(ask_lock(&mut client, 1, 3, 0, 0), Err(Errno::INVAL));
+    assert_eq!(ask_lock(&mut client, 1, lock::READ, u64::MAX, 0), Err(Errno::INVAL));
+    let asked = GetLock { kind: lock::UNLOCK, start: 0, length: 0, process: 0, client: b"" };
+    assert_eq!(client.ask(Request::Getlock { fid: 1, lock: asked }).errno(), Errno::INVAL);
+    let lock = Lock { kind: lock::READ, flags: 4, start: 0, length: 0, process: 0, client: b"" };
+    assert_eq!(client.ask(Request::Lock { fid: 1, lock }).errno(), Errno::INVAL);
+}
+
+#[test]
+fn permissions_of_the_host_hold() {
+    if is_root() {
+        eprintln!("SKIPPED: permissions_of_the_host_hold: root may do everything");
+        return;
+    }
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o0)).unwrap();
+    let mut client = Client::on(&folder);
+    assert_eq!(client.content("f"), Err(Errno::ACCES));
+}
