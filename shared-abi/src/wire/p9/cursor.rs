@@ -25,19 +25,14 @@ impl<'a> Reader<'a> {
         self.rest = &[];
     }
 
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        match self.rest.split_first_chunk::<N>() {
-            Some((first, rest)) => {
-                self.rest = rest;
-                *first
-            }
-            None => {
-                self.fail(Malformed::Short);
-                [0; N]
-            }
-        }
+    /// An integer of `count` bytes, 0 to 4. Not inlined, as nothing is that sixty messages do with each field: firmware
+    /// counts its bytes.
+    #[inline(never)]
+    fn integer(&mut self, count: usize) -> u32 {
+        self.bytes(count).iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
     }
 
+    #[inline(never)]
     pub(super) fn bytes(&mut self, count: usize) -> &'a [u8] {
         match self.rest.split_at_checked(count) {
             Some((first, rest)) => {
@@ -52,6 +47,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A count of 16 bits, then as many bytes.
+    #[inline(never)]
     pub(super) fn string(&mut self) -> &'a [u8] {
         let count = u16::take(self);
         self.bytes(count.into())
@@ -104,6 +100,13 @@ impl<'a> Writer<'a> {
         self.failed = true;
     }
 
+    /// The low `count` bytes of an integer, 0 to 4.
+    #[inline(never)]
+    fn integer(&mut self, value: u32, count: usize) {
+        self.bytes(value.to_le_bytes().get(..count).unwrap_or(&[]));
+    }
+
+    #[inline(never)]
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
         let end = self.used.saturating_add(bytes.len());
         match self.into.get_mut(self.used..end) {
@@ -115,6 +118,7 @@ impl<'a> Writer<'a> {
         }
     }
 
+    #[inline(never)]
     pub(super) fn string(&mut self, string: &[u8]) {
         match u16::try_from(string.len()) {
             Ok(count) => {
@@ -157,15 +161,28 @@ macro_rules! integers {
     ($($kind:ty)*) => {$(
         impl Field<'_> for $kind {
             fn take(reader: &mut Reader<'_>) -> Self {
-                <$kind>::from_le_bytes(reader.array())
+                reader.integer(size_of::<$kind>()) as $kind
             }
             fn put(&self, writer: &mut Writer<'_>) {
-                writer.bytes(&self.to_le_bytes());
+                #[allow(clippy::useless_conversion)] // of the longest
+                writer.integer((*self).into(), size_of::<$kind>());
             }
         }
     )*};
 }
-integers!(u8 u16 u32 u64);
+integers!(u8 u16 u32);
+
+/// Two of half its width, which is what a processor of 32 bits makes of it anyhow.
+impl Field<'_> for u64 {
+    fn take(reader: &mut Reader<'_>) -> Self {
+        let low = u32::take(reader);
+        u64::from(u32::take(reader)) << 32 | u64::from(low)
+    }
+    fn put(&self, writer: &mut Writer<'_>) {
+        (*self as u32).put(writer);
+        ((*self >> 32) as u32).put(writer);
+    }
+}
 
 impl<'a> Field<'a> for &'a [u8] {
     fn take(reader: &mut Reader<'a>) -> Self {

@@ -1,0 +1,71 @@
+//! The same with every device: what firmware pays for console, entropy and files, each of their calls made once.
+#![no_std]
+#![no_main]
+
+use core::hint::black_box;
+
+use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
+use hvl_frontend::device::p9::{self, Files, FilesStorage};
+use hvl_frontend::device::rng::{Rng, RngStorage};
+use hvl_frontend::{Instant, Link, LinkStorage};
+use hvl_shared_abi::wire::p9::{GetLock, Lock, SetAttr, open};
+use r5_board::{boot, sleep};
+use r5_size::R5;
+use static_cell::ConstStaticCell;
+
+static LINK: LinkStorage<'static> = LinkStorage::NEW;
+static STORAGE: ConstStaticCell<(ConsoleStorage, RngStorage, FilesStorage)> =
+    ConstStaticCell::new((ConsoleStorage::NEW, RngStorage::NEW, FilesStorage::NEW));
+
+#[r5_board::entry]
+fn main() -> ! {
+    r5_board::start(|| LINK.rang());
+    let Ok(link) = Link::attach(&LINK, R5) else { boot::halt() };
+    let (console, rng, files) = STORAGE.take();
+    let Ok(mut console) = Console::open(&link, console, Options::default()) else { boot::halt() };
+    let Ok(mut rng) = Rng::open(&link, rng) else { boot::halt() };
+    let Ok(mut files) = Files::open(&link, files, p9::Options::default()) else { boot::halt() };
+    loop {
+        link.poll();
+        let mut bytes = [0u8; 64];
+        black_box(&mut bytes);
+        let _ = black_box(rng.fill(&mut bytes));
+        if let Ok(count) = console.read(&mut bytes) {
+            let _ = black_box(console.write(bytes.get(..count).unwrap_or(&[])));
+        }
+        every_call_on_files(&mut files, &mut bytes);
+        sleep::until_rung(link.next_deadline().map(Instant::micros));
+    }
+}
+
+fn every_call_on_files(files: &mut Files<'static, R5>, bytes: &mut [u8; 64]) {
+    let path: &[u8] = black_box(b"a/b");
+    let _ = black_box(files.mkdir(path, 0o755));
+    let _ = black_box(files.unlink(path));
+    let _ = black_box(files.rmdir(path));
+    let _ = black_box(files.rename(path, path));
+    let _ = black_box(files.hard_link(path, path));
+    let _ = black_box(files.symlink(path, path));
+    let _ = black_box(files.readlink(path, bytes).is_ok());
+    let _ = black_box(files.stat(path).map(|attr| attr.size));
+    let _ = black_box(files.set(path, SetAttr::default()));
+    let _ = black_box(files.statfs().map(|all| all.free));
+    let _ = black_box(files.xattr(path, path, bytes).is_ok());
+    let _ = black_box(files.set_xattr(path, path, path, 0));
+    if let Ok(mut dir) = files.open_dir(path) {
+        let _ = black_box(files.entries(&mut dir, bytes).is_ok());
+        let _ = black_box(files.close(dir.into_file()));
+    }
+    if let Ok(mut file) = files.create(path, open::READ_WRITE, 0o644) {
+        let _ = black_box(files.read(&mut file, 0, bytes));
+        let _ = black_box(files.write(&mut file, 0, bytes));
+        let _ = black_box(files.sync(&mut file, true));
+        let _ = black_box(files.lock(&mut file, Lock::default()));
+        let _ = black_box(files.lock_in_the_way(&mut file, GetLock::default()));
+        let _ = black_box(files.stat_file(&mut file).map(|attr| attr.size));
+        if let Ok(ticket) = files.start_read(&file, 0, 64) {
+            let _ = black_box(files.finish_read(&mut Some(ticket), bytes));
+        }
+        let _ = black_box(files.close(file));
+    }
+}
