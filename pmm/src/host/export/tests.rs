@@ -11,7 +11,10 @@ use hvl_shared_abi::wire::p9::{
 use super::*;
 
 mod attributes;
+mod bounds;
 mod conformance;
+mod escapes;
+mod fuzz;
 
 /// A directory that is removed at the end.
 pub(super) struct Folder(PathBuf);
@@ -207,6 +210,50 @@ impl Client {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// An export with a resolver that is not confined as it should be.
+pub(super) fn planted(folder: &Folder, confined: rustix::fs::ResolveFlags) -> Export {
+    let tree = folder.tree();
+    let directory = resolve::open_directory(&tree).unwrap();
+    Arc::into_inner(Export::of(directory, &tree, "tag", Rules::default(), confined).unwrap()).unwrap()
+}
+
+/// Runs the test of this name once more, as root of a user and mount namespace of its own. `true`: this is that second
+/// run, in which the caller may mount. `false`: it is over, or this machine allows no such namespace.
+pub(super) fn in_own_namespace(test: &str) -> bool {
+    const MARK: &str = "PMM_TEST_IN_NAMESPACE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let unshare = |program: &std::ffi::OsStr| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount"]).arg(program);
+        command
+    };
+    if !unshare("true".as_ref()).output().is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "SKIPPED: {test}: no namespace of its own in which it could mount (is 'unshare' allowed here?)"
+        );
+        return false;
+    }
+    let name = format!("host::export::tests::{test}");
+    let output = unshare(std::env::current_exe().unwrap().as_os_str())
+        .args(["--exact", &name, "--nocapture"])
+        .env(MARK, "1")
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
+/// In a namespace of one's own: a small file system in memory.
+pub(super) fn mount_small(at: &Path) {
+    let done =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(at).status();
+    assert!(done.is_ok_and(|status| status.success()));
 }
 
 /// The number of an inode as the host sees it.
