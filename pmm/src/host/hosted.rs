@@ -2,7 +2,8 @@
 
 use hvl_shared_abi::mem::Region;
 
-use super::{ByteEnd, FileEnd, HostEnd, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy};
+use super::{ByteEnd, FileEnd, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy};
+use crate::device::vsock::{Connection, Vsock};
 use crate::device::{Device, console::Console, rng::Rng};
 use crate::failure::{Failure, refused};
 use crate::options::{ConsoleEnd, DeviceDescription};
@@ -37,6 +38,11 @@ impl Hosted {
                     "--9p {}: shared directories come with the next commit",
                     directory.shared
                 ));
+            }
+            DeviceDescription::Vsock(vsock) => {
+                let end = Shared::new(Multiplexer::open(vsock)?);
+                let connections = vec![Connection::NEW; Multiplexer::MOST].into_boxed_slice();
+                Hosted::new(Vsock::new(end.clone(), vsock.cid, connections), end)
             }
             DeviceDescription::Rng(_) => Hosted::new(Rng::new(SystemEntropy), SystemEntropy),
             DeviceDescription::Console(console) => match &console.end {

@@ -26,6 +26,8 @@ mod shared;
 mod socket;
 #[cfg(feature = "std")]
 mod stdio;
+#[cfg(feature = "std")]
+pub(crate) mod vsock;
 
 #[cfg(feature = "std")]
 pub use self::{
@@ -38,6 +40,7 @@ pub use self::{
     shared::Shared,
     socket::SocketEnd,
     stdio::StdioEnd,
+    vsock::Multiplexer,
 };
 
 use hvl_shared_abi::wire::net::Offload;

@@ -64,7 +64,7 @@ pub(crate) fn directory() -> PathBuf {
 }
 
 /// Whether nobody else can write to a directory.
-fn is_trusted(dir: &Path) -> bool {
+pub(crate) fn is_trusted(dir: &Path) -> bool {
     std::fs::symlink_metadata(dir).is_ok_and(|meta| {
         meta.is_dir() && meta.uid() == rustix::process::getuid().as_raw() && meta.mode() & 0o022 == 0
     })

@@ -13,6 +13,7 @@ pub use ask::status;
 pub use board::{Board, Waker};
 pub use condition::Condition;
 pub use control::Control;
+pub(crate) use control::{directory, is_trusted};
 pub use limit::Limit;
 pub(crate) use limit::limited;
 pub use status::{

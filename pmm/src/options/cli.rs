@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::describe::{self, LinkDescription};
 use super::later::{Later, WithoutEffect, refuse_bare_dashes};
-use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory};
+use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
 use crate::failure::{Failure, misuse, refused};
 
 /// What to do, checked.
@@ -155,6 +155,20 @@ pub struct LinkOptions {
     #[arg(long = "9p-pool", value_name = "N", help_heading = "Devices")]
     #[serde(rename = "9p-pool", skip_serializing_if = "Option::is_none")]
     pub directory_pool: Option<Number>,
+
+    /// Offer sockets: the guest's address is CID, from 3 up; clients of this host connect to the UNIX socket PATH and
+    /// write 'CONNECT PORT', calls of the guest to port P go to PATH_P [default path: printed at the start]
+    #[arg(long, value_name = "CID[,path=PATH]", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockAddress>,
+    /// Largest size of each of its two queues of packets; a power of two from 2 to 1024 [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_queue: Option<Number>,
+    /// Bytes of the region in which its driver keeps packets [default: 96K]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_pool: Option<Number>,
 
     /// Offer an entropy device
     #[arg(long, help_heading = "Devices")]

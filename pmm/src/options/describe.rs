@@ -8,7 +8,9 @@ use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
 
 use super::cli::LinkOptions;
-use super::device::{ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription};
+use super::device::{
+    ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription, VsockDescription,
+};
 use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
 use crate::failure::{Failure, misuse};
 
@@ -186,6 +188,14 @@ fn describe_one(
             at.option("9p")
         ));
     }
+    let sizes = (options.vsock_queue, options.vsock_pool);
+    let vsock = device(&at, "vsock", options.vsock.is_some(), sizes, DeviceSpec::VSOCK)?;
+    let vsock = options.vsock.as_ref().zip(vsock).map(|(address, (queue, pool))| {
+        let default = || crate::observe::directory().join("vsock").join(&name);
+        let path = address.path.clone().unwrap_or_else(default);
+        let (cid, is_default) = (address.cid, address.path.is_none());
+        DeviceDescription::Vsock(VsockDescription { cid, path, is_default, queue, pool })
+    });
     let rng = device(&at, "rng", options.rng, (options.rng_queue, options.rng_pool), DeviceSpec::RNG)?
         .map(|(queue, pool)| DeviceDescription::Rng(RngDescription { queue, pool }));
     let sizes = (options.console_queue, options.console_pool);
@@ -195,12 +205,13 @@ fn describe_one(
         .clone()
         .zip(console)
         .map(|(end, (queue, pool))| DeviceDescription::Console(ConsoleDescription { end, queue, pool }));
-    let devices: Vec<_> = directories.chain(rng).chain(console).collect();
+    let devices: Vec<_> = directories.chain(vsock).chain(rng).chain(console).collect();
     if devices.is_empty() {
         let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
         return misuse(format!(
-            "{link} has no device: add '{}', '{}' or '{}'",
+            "{link} has no device: add '{}', '{}', '{}' or '{}'",
             at.bare("9p"),
+            at.bare("vsock"),
             at.bare("rng"),
             at.bare("console")
         ));

@@ -1,6 +1,6 @@
 //! What is described of each device of a link.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hvl_shared_abi::layout::DeviceSpec;
 use serde::Serialize;
@@ -13,6 +13,8 @@ use super::value::{ConsoleEnd, SharedDirectory};
 pub enum DeviceDescription {
     /// A directory.
     Directory(DirectoryDescription),
+    /// Sockets.
+    Vsock(VsockDescription),
     /// Entropy.
     Rng(RngDescription),
     /// A console.
@@ -27,6 +29,21 @@ pub struct DirectoryDescription {
     /// Largest size of its queue; a power of two.
     pub queue: u16,
     /// Bytes in which the driver keeps its messages.
+    pub pool: u32,
+}
+
+/// Sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VsockDescription {
+    /// The guest's address.
+    pub cid: u32,
+    /// The UNIX socket through which clients of this host come.
+    pub path: PathBuf,
+    /// Whether the path is the default one, whose directory is made if it is missing.
+    pub is_default: bool,
+    /// Largest size of each of its two queues of packets; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its packets.
     pub pool: u32,
 }
 
@@ -66,6 +83,11 @@ impl DeviceDescription {
             DeviceDescription::Directory(directory) => {
                 DeviceSpec { queues: [directory.queue, 0, 0, 0], pool: directory.pool, ..DeviceSpec::P9 }
             }
+            DeviceDescription::Vsock(vsock) => {
+                let [_, _, events, _] = DeviceSpec::VSOCK.queues;
+                let queues = [vsock.queue, vsock.queue, events, 0];
+                DeviceSpec { queues, pool: vsock.pool, ..DeviceSpec::VSOCK }
+            }
             DeviceDescription::Rng(rng) => {
                 DeviceSpec { queues: [rng.queue, 0, 0, 0], pool: rng.pool, ..DeviceSpec::RNG }
             }
@@ -82,6 +104,7 @@ impl DeviceDescription {
         match self {
             // Several guests may use one directory.
             DeviceDescription::Directory(_) | DeviceDescription::Rng(_) => None,
+            DeviceDescription::Vsock(vsock) => Some((Owned::Path(&vsock.path), "vsock")),
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Pty(None) => None,
                 ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),

@@ -74,8 +74,6 @@ impl WithoutEffect {
 pub struct Later {
     #[arg(long, hide = true, num_args = 0..=1, allow_hyphen_values = false)]
     network: Option<Option<String>>,
-    #[arg(long, hide = true, num_args = 0..=1)]
-    vsock: Option<Option<String>>,
     #[arg(long, hide = true)]
     vproxy: bool,
     #[arg(long, hide = true, num_args = 0..=1)]
@@ -86,7 +84,6 @@ impl Later {
     pub(super) fn refuse(&self) -> Result<(), Failure> {
         let given = [
             ("--network", &self.network, "network devices"),
-            ("--vsock", &self.vsock, "sockets between guest and host"),
             ("--vproxy", &self.vproxy.then_some(None), "the kernel's vhost devices"),
             ("--kernel", &self.kernel, "starting the guest"),
         ];

@@ -14,5 +14,7 @@ mod value;
 
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
 pub use describe::{LinkDescription, Memory};
-pub use device::{ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription};
-pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory};
+pub use device::{
+    ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription, VsockDescription,
+};
+pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress};

@@ -60,7 +60,7 @@ fn kvmtools_command_lines_are_refused_in_one_sentence_that_names_the_option() {
 
 #[test]
 fn each_option_of_a_later_version_is_named() {
-    for option in ["--network mode=tap", "--network", "--vsock 3", "--vproxy", "--kernel vxWorks_lpc"] {
+    for option in ["--network mode=tap", "--network", "--vproxy", "--kernel vxWorks_lpc"] {
         let text = wrong(&format!("{GOOD} {option}"));
         assert!(text.starts_with(option) && text.contains("later version"), "{text}");
     }
@@ -126,6 +126,21 @@ fn a_whole_command_line() {
 }
 
 #[test]
+fn sockets_stand_before_entropy_and_their_path_has_a_default() {
+    let vsock = |line: &str| match links(&format!("{GOOD} {line}")).links[0].devices.first() {
+        Some(DeviceDescription::Vsock(vsock)) => vsock.clone(),
+        other => panic!("{line}: {other:?}"),
+    };
+    // kvmtool's form.
+    let default = vsock("--vsock 3 --name r5-0");
+    assert!(default.is_default && default.path.ends_with("vsock/r5-0"));
+    assert_eq!((default.cid, default.queue, default.pool), (3, 32, 0x1_8000));
+    let given = vsock("--vsock 7,path=/tmp/r5 --vsock-queue 64 --vsock-pool 192K");
+    assert_eq!((given.cid, given.queue, given.pool), (7, 64, 0x3_0000));
+    assert!(!given.is_default && given.path == Path::new("/tmp/r5"));
+}
+
+#[test]
 fn the_last_of_a_repeated_flag_wins() {
     let run = links(&format!(
         "{GOOD} --rng --no-dtb --shmem-size 1M --shmem-size 2M --doorbell poll --doorbell poll:5"
@@ -171,6 +186,11 @@ fn misuse_names_option_value_and_way_out() {
         ("--rng-queue 2048", &["--rng-queue 2048", "1024"]),
         ("--rng-pool 8", &["--rng-pool 8", "64"]),
         ("--console-queue 8", &["--console-queue 8", "'--console'"]),
+        ("--vsock", &["--vsock", "CID"]),
+        ("--vsock 2", &["--vsock 2", "from 3"]),
+        ("--vsock 3,/tmp/v", &["--vsock 3,/tmp/v", "path=PATH"]),
+        ("--vsock-pool 8K", &["--vsock-pool 0x2000", "'--vsock'"]),
+        ("--vsock 3,path=/a --console unix:/a", &["--vsock", "--console", "/a"]),
         ("--name a/b", &["--name 'a/b'", "letters"]),
         ("--transport pci", &["--transport pci", "mmio"]),
         ("--log-level loud", &["--log-level loud", "debug"]),

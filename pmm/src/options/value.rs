@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use hvl_shared_abi::wire::p9::MAX_MOUNT_TAG;
+use hvl_shared_abi::wire::vsock::{MAX_GUEST_CID, MIN_GUEST_CID};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What is wrong with a value and what to write instead; the caller adds the option and the value.
@@ -278,6 +279,51 @@ impl fmt::Display for SharedDirectory {
     }
 }
 
+/// A guest's address, and where its sockets are on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockAddress {
+    /// The guest's address.
+    pub cid: u32,
+    /// The UNIX socket; a default if not given.
+    pub path: Option<PathBuf>,
+}
+
+/// Longest path of a multiplexer: `_` and a port of ten digits are appended.
+const VSOCK_PATH: usize = SOCKET_PATH - 11;
+
+impl FromStr for VsockAddress {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<VsockAddress, BadValue> {
+        let bad = || {
+            let (least, most) = (MIN_GUEST_CID, MAX_GUEST_CID);
+            BadValue(format!("write CID or CID,path=PATH, with an address from {least} to {most}"))
+        };
+        let (cid, path) = match text.split_once(',') {
+            None => (text, None),
+            Some((cid, rest)) => (cid, Some(rest.strip_prefix("path=").ok_or_else(bad)?)),
+        };
+        let Number(cid) = cid.parse().map_err(|_| bad())?;
+        let cid = u32::try_from(cid).ok().filter(|cid| (MIN_GUEST_CID..=MAX_GUEST_CID).contains(cid));
+        let cid = cid.ok_or_else(bad)?;
+        if let Some(long) = path.map(str::len).filter(|&len| len > VSOCK_PATH) {
+            return Err(BadValue(format!(
+                "the path has {long} bytes and may have {VSOCK_PATH}, because ports are appended to it: use a shorter one"
+            )));
+        }
+        Ok(VsockAddress { cid, path: path.map(socket_path).transpose()? })
+    }
+}
+
+impl fmt::Display for VsockAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            None => write!(f, "{}", self.cid),
+            Some(path) => write!(f, "{},path={}", self.cid, path.display()),
+        }
+    }
+}
+
 /// Writes and reads a type as the text that the command line has for it.
 macro_rules! as_text {
     ($($name:ty),*) => {$(
@@ -294,7 +340,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Doorbell, ConsoleEnd, SharedDirectory);
+as_text!(Doorbell, ConsoleEnd, SharedDirectory, VsockAddress);
 
 #[cfg(test)]
 mod tests {
@@ -346,6 +392,19 @@ mod tests {
             &long,
         ] {
             assert!(text.parse::<Doorbell>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_print_as_they_are_written() {
+        for text in ["3", "4294967294", "3,path=/run/r5", "77,path=relative"] {
+            assert_eq!(text.parse::<VsockAddress>().unwrap().to_string(), text);
+        }
+        let long = format!("3,path=/{}", "x".repeat(VSOCK_PATH));
+        for text in
+            ["", "2", "4294967295", "0x100000003", "3,", "3,/run/r5", "3,path=", "3,path=/a,b", "x", &long]
+        {
+            assert!(text.parse::<VsockAddress>().is_err(), "{text}");
         }
     }
 

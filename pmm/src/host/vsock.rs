@@ -1,0 +1,790 @@
+//! The host's end of sockets: a multiplexer over UNIX sockets, with the protocol that clients of Firecracker and
+//! cloud-hypervisor speak.
+//!
+//! A client connects to PATH, writes `CONNECT <port>` and a line feed, and reads `OK <port of the host>` once the guest
+//! has granted the connection; where it does not, the client is closed. A guest that calls port P of the host reaches
+//! whoever listens at PATH_P.
+//!
+//! Each connection has a room of its own for bytes that its client has not read; as much credit has the guest. It is
+//! made when the client first falls behind, once. So a slow client costs 64 KiB and holds up nobody.
+//!
+//! The event loop's own list, made anew for each wait, would be a thousand entries long here. So this end has an epoll
+//! of its own, of which the loop watches one descriptor. It is edge-triggered: what the device has no use for at the
+//! moment does not wake anybody again.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use hvl_shared_abi::wire::vsock::{PORT_ANY, Shutdown};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::{EndError, HostEnd, Shared};
+use crate::device::vsock::{Happened, Sockets, Timer};
+use crate::failure::{Failure, refused};
+use crate::options::VsockDescription;
+use crate::sys::Watches;
+use crate::unix::{Listener, connect};
+
+const MOST: usize = Multiplexer::MOST;
+/// Bytes on their way to a client at the most: the credit of the guest.
+const ROOM: usize = 64 << 10;
+/// Longest line of a client, in bytes: `CONNECT 4294967295` and its end.
+const LINE: usize = 32;
+/// Clients accepted, and descriptors asked about, in one go.
+const BATCH: usize = 64;
+/// How long a client may take for its line, in microseconds.
+const LINE_US: u64 = 5_000_000;
+/// How long the guest may take to grant a connection.
+const ANSWER_US: u64 = 2_000_000;
+/// How long the guest may take to confirm that a connection is over.
+const GOODBYE_US: u64 = 2_000_000;
+/// How long a client may take to read anything at all of what a guest that has closed the connection left for it.
+const LINGER_US: u64 = 10_000_000;
+
+/// Where a slot stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Free,
+    /// A client has not said what it wants.
+    Line,
+    /// The device knows it.
+    Open,
+    /// The device is done with it, and its client is not.
+    Lingering,
+    /// Only the device has not given it back.
+    Done,
+}
+
+/// One connection.
+#[derive(Debug, Default)]
+struct Slot {
+    state: State,
+    /// Goes up with every use, so that an event of the one before is known.
+    generation: u32,
+    socket: Option<UnixStream>,
+    /// Bytes that the socket has not taken: `filled` of them from `head` on, in a circle.
+    room: Option<Box<[u8]>>,
+    head: usize,
+    filled: usize,
+    guest_ends: Shutdown,
+    released: bool,
+    happened: Happened,
+    queued: bool,
+    deadline: Option<u64>,
+}
+
+/// A listening socket and its connections.
+#[derive(Debug)]
+pub struct Multiplexer {
+    listener: Listener,
+    path: PathBuf,
+    cid: u32,
+    epoll: OwnedFd,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Slots to which something has happened.
+    news: VecDeque<usize>,
+    deadlines: BTreeSet<(u64, usize)>,
+    active: bool,
+    now_us: u64,
+}
+
+impl Multiplexer {
+    /// Connections at the most, those included whose client has not said yet what it wants.
+    pub const MOST: usize = 1024;
+
+    /// Listens where it is described.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] if the path cannot be used or is in use.
+    pub fn open(description: &VsockDescription) -> Result<Multiplexer, Failure> {
+        let VsockDescription { cid, path, is_default, .. } = description;
+        let name = format!("--vsock {cid},path={}", path.display());
+        if *is_default {
+            let made =
+                path.parent().map(|dir| std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir));
+            if let Some(Err(error)) = made {
+                return refused(format!(
+                    "{name}: its directory cannot be made ({error}); name another with path="
+                ));
+            }
+            // Whoever can write there could be taken for the guest, or for what it calls.
+            if !path.ancestors().skip(1).take(2).all(crate::observe::is_trusted) {
+                return refused(format!(
+                    "{name}: its directory can be written by others; name another with path="
+                ));
+            }
+        }
+        raise_limit();
+        let listener = Listener::listen(path, name.clone())?;
+        let epoll = match epoll::create(epoll::CreateFlags::CLOEXEC) {
+            Ok(epoll) => epoll,
+            Err(error) => return refused(format!("{name}: no epoll to be had ({error}); raise 'ulimit -n'")),
+        };
+        Ok(Multiplexer {
+            listener,
+            path: path.clone(),
+            cid: *cid,
+            epoll,
+            slots: (0..MOST).map(|_| Slot::default()).collect(),
+            free: (0..MOST).rev().collect(),
+            news: VecDeque::with_capacity(MOST),
+            deadlines: BTreeSet::new(),
+            active: false,
+            now_us: 0,
+        })
+    }
+
+    /// Connections that the device knows.
+    pub fn connections(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.state == State::Open).count()
+    }
+
+    // --- slots ------------------------------------------------------------------------------------------------------
+
+    /// Gives a socket a slot.
+    fn seat(&mut self, socket: UnixStream, state: State) -> Option<usize> {
+        let index = self.free.pop()?;
+        let slot = &mut self.slots[index];
+        let generation = slot.generation.wrapping_add(1);
+        let data = epoll::EventData::new_u64(u64::from(generation) << 32 | index as u64);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
+        let added = epoll::add(&self.epoll, &socket, data, flags | epoll::EventFlags::ET);
+        *slot = Slot { state, generation, ..Slot::default() };
+        if added.is_err() {
+            slot.state = State::Free;
+            self.free.push(index);
+            return None;
+        }
+        slot.socket = Some(socket);
+        Some(index)
+    }
+
+    /// Closes the socket; the slot is free if the device has no say in it.
+    fn unseat(&mut self, index: usize) {
+        self.set_deadline(index, None);
+        let slot = &mut self.slots[index];
+        let owned = matches!(slot.state, State::Open | State::Lingering | State::Done) && !slot.released;
+        // Closing takes it out of the epoll.
+        (slot.socket, slot.room, slot.filled) = (None, None, 0);
+        match slot.state {
+            State::Free => {}
+            _ if owned => slot.state = State::Done,
+            _ => {
+                slot.state = State::Free;
+                self.free.push(index);
+            }
+        }
+    }
+
+    fn set_deadline(&mut self, index: usize, after: Option<u64>) {
+        let deadline = after.map(|after| self.now_us.saturating_add(after));
+        if let Some(old) = std::mem::replace(&mut self.slots[index].deadline, deadline) {
+            self.deadlines.remove(&(old, index));
+        }
+        self.deadlines.extend(deadline.map(|deadline| (deadline, index)));
+    }
+
+    /// Notes what has happened to a slot that the device knows.
+    fn note(&mut self, index: usize, what: impl FnOnce(&mut Happened)) {
+        let slot = &mut self.slots[index];
+        if slot.state == State::Open {
+            what(&mut slot.happened);
+            if !std::mem::replace(&mut slot.queued, true) {
+                self.news.push_back(index);
+            }
+        }
+    }
+
+    // --- clients ----------------------------------------------------------------------------------------------------
+
+    fn accept(&mut self) {
+        for _ in 0..BATCH {
+            if !self.active || self.free.is_empty() {
+                return;
+            }
+            let Some(stream) = self.listener.accept(self.now_us) else { return };
+            if let Some(index) = self.seat(stream, State::Line) {
+                self.set_deadline(index, Some(LINE_US));
+                self.read_line(index);
+            }
+        }
+    }
+
+    /// Looks whether a client has said what it wants. What follows its line is for the guest, and stays in the socket.
+    fn read_line(&mut self, index: usize) {
+        let mut bytes = [0; LINE];
+        let Some(socket) = &self.slots[index].socket else { return };
+        let seen = match rustix::net::recv(socket, &mut bytes, RecvFlags::PEEK) {
+            Ok((seen, _)) if seen != 0 => seen,
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            _ => return self.unseat(index),
+        };
+        match bytes[..seen].iter().position(|&byte| byte == b'\n') {
+            Some(end) => {
+                let line = &mut bytes[..=end];
+                let read = rustix::io::read(socket, &mut *line) == Ok(end + 1);
+                match port_of(line).filter(|_| read) {
+                    Some(port) => {
+                        self.set_deadline(index, None);
+                        self.slots[index].state = State::Open;
+                        self.note(index, |what| (what.asked, what.readable) = (Some(port), true));
+                    }
+                    None => self.unseat(index),
+                }
+            }
+            None if seen == LINE => self.unseat(index),
+            None => {}
+        }
+    }
+
+    fn fired(&mut self, index: usize, flags: epoll::EventFlags) {
+        use epoll::EventFlags;
+        let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+        match self.slots[index].state {
+            State::Line => self.read_line(index),
+            State::Open => {
+                if flags.contains(EventFlags::OUT) {
+                    let drained = self.move_on(index);
+                    if drained != 0 {
+                        self.note(index, |what| what.drained = what.drained.saturating_add(drained));
+                    }
+                }
+                if gone || flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
+                    self.note(index, |what| {
+                        what.readable = true;
+                        what.hung_up |= gone;
+                    });
+                }
+            }
+            State::Lingering => {
+                let moved = self.move_on(index);
+                if gone || self.slots[index].filled == 0 {
+                    self.unseat(index);
+                } else if moved != 0 {
+                    self.set_deadline(index, Some(LINGER_US));
+                }
+            }
+            State::Free | State::Done => {}
+        }
+    }
+
+    /// Gives a socket as much as it takes. Returns how many bytes left the room.
+    fn move_on(&mut self, index: usize) -> u32 {
+        let slot = &mut self.slots[index];
+        let before = slot.filled;
+        let (Some(socket), Some(room)) = (&slot.socket, &slot.room) else { return 0 };
+        let mut broken = false;
+        while slot.filled != 0 {
+            let part = &room[slot.head..room.len().min(slot.head + slot.filled)];
+            match rustix::net::send(socket, part, SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    slot.filled -= sent.min(slot.filled);
+                    slot.head = (slot.head + sent) % room.len();
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => {
+                    broken = true;
+                    slot.filled = 0;
+                }
+            }
+        }
+        if slot.filled == 0 && slot.guest_ends.send {
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
+        let moved = before - slot.filled;
+        if broken {
+            self.note(index, |what| what.hung_up = true);
+        }
+        moved as u32
+    }
+
+    fn expire(&mut self) {
+        while let Some((deadline, index)) = self.deadlines.first().copied()
+            && deadline <= self.now_us
+        {
+            self.set_deadline(index, None);
+            match self.slots[index].state {
+                State::Open => self.note(index, |what| what.expired = true),
+                _ => self.unseat(index),
+            }
+        }
+    }
+}
+
+/// The port that a client asks for.
+fn port_of(line: &[u8]) -> Option<u32> {
+    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    let (word, port, more) = (words.next()?, words.next()?, words.next());
+    let port = port.bytes().all(|digit| digit.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    port.filter(|&port| word.eq_ignore_ascii_case("connect") && port != PORT_ANY && more.is_none())
+}
+
+/// Many systems let a process have 1,024 descriptors at first, and more if it asks.
+fn raise_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+impl Sockets for Multiplexer {
+    fn room(&self) -> u32 {
+        ROOM as u32
+    }
+
+    fn first_port(&self) -> u32 {
+        let mut bytes = [0; 4];
+        let _ = super::Entropy::fill(&mut super::SystemEntropy, &mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
+
+    fn activate(&mut self, active: bool) {
+        self.active = active;
+    }
+
+    fn next(&mut self) -> Option<(usize, Happened)> {
+        while let Some(index) = self.news.pop_front() {
+            let slot = &mut self.slots[index];
+            slot.queued = false;
+            let happened = std::mem::take(&mut slot.happened);
+            if slot.state == State::Open {
+                return Some((index, happened));
+            }
+        }
+        None
+    }
+
+    fn connect(&mut self, port: u32) -> Option<usize> {
+        if self.free.is_empty() {
+            return None;
+        }
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{port}"));
+        let stream = connect(Path::new(&path)).ok()?;
+        self.seat(stream, State::Open)
+    }
+
+    fn grant(&mut self, slot: usize, port: u32) {
+        let line = format!("OK {port}\n");
+        let Some(socket) = &self.slots[slot].socket else { return };
+        // Nothing was ever sent to this client, so there is room for a line; if it is gone, its end is news already.
+        if rustix::net::send(socket, line.as_bytes(), SendFlags::NOSIGNAL) != Ok(line.len()) {
+            self.note(slot, |what| what.hung_up = true);
+        }
+    }
+
+    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
+        let Some(socket) = &self.slots[slot].socket else { return Err(EndError::Closed) };
+        if into.is_empty() {
+            return Ok(0);
+        }
+        match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut *into)) {
+            Ok(count) if count != 0 => Ok(count),
+            Err(Errno::AGAIN) => Err(EndError::WouldBlock),
+            _ => Err(EndError::Closed),
+        }
+    }
+
+    fn put(&mut self, slot: usize, len: usize, mut fill: impl FnMut(&mut [u8]) -> usize) -> usize {
+        let slot = &mut self.slots[slot];
+        let room = slot.room.get_or_insert_with(|| vec![0; ROOM].into());
+        let mut done = 0;
+        while done < len && slot.filled < ROOM {
+            let start = (slot.head + slot.filled) % ROOM;
+            let end = if start < slot.head { slot.head } else { ROOM };
+            let end = end.min(start + (len - done));
+            let count = fill(&mut room[start..end]).min(end - start);
+            if count == 0 {
+                break;
+            }
+            slot.filled += count;
+            done += count;
+        }
+        done
+    }
+
+    fn flush(&mut self, slot: usize) -> u32 {
+        self.move_on(slot)
+    }
+
+    fn shut_down(&mut self, slot: usize, ends: Shutdown) {
+        self.slots[slot].guest_ends = ends;
+        if ends.receive
+            && let Some(socket) = &self.slots[slot].socket
+        {
+            let _ = socket.shutdown(std::net::Shutdown::Read);
+        }
+        if ends.send
+            && self.slots[slot].filled == 0
+            && let Some(socket) = &self.slots[slot].socket
+        {
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
+    }
+
+    fn time(&mut self, slot: usize, timer: Timer) {
+        let after = match timer {
+            Timer::Off => None,
+            Timer::Answer => Some(ANSWER_US),
+            Timer::Goodbye => Some(GOODBYE_US),
+        };
+        self.set_deadline(slot, after);
+    }
+
+    fn finish(&mut self, slot: usize, whole: bool) {
+        self.move_on(slot);
+        if whole && self.slots[slot].filled != 0 {
+            self.slots[slot].state = State::Lingering;
+            self.set_deadline(slot, Some(LINGER_US));
+        } else {
+            self.unseat(slot);
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.slots[slot].released = true;
+        if self.slots[slot].state == State::Done {
+            self.unseat(slot);
+        }
+    }
+
+    fn close_all(&mut self) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].state != State::Free {
+                self.slots[index].released = true;
+                self.unseat(index);
+            }
+            self.slots[index].queued = false;
+        }
+        self.news.clear();
+    }
+}
+
+impl HostEnd for Multiplexer {
+    fn watch(&self, watches: &mut Watches) {
+        if self.active && !self.free.is_empty() {
+            self.listener.watch(watches);
+        }
+        watches.add(self.epoll.as_raw_fd(), true, false);
+    }
+
+    fn progress(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        let mut events = Vec::with_capacity(BATCH);
+        // Each descriptor is told of once, so this ends.
+        for _ in 0..=MOST / BATCH {
+            events.clear();
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let got = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now));
+            for event in &events {
+                let data = event.data.u64();
+                let index = (data & 0xffff_ffff) as usize;
+                if self.slots[index].generation == (data >> 32) as u32 {
+                    self.fired(index, event.flags);
+                }
+            }
+            if got.is_err() || events.len() < BATCH {
+                break;
+            }
+        }
+        self.expire();
+        self.accept();
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        let listens = self.active && !self.free.is_empty();
+        let news = (!self.news.is_empty()).then_some(0);
+        let listener = self.listener.deadline_us().filter(|_| listens);
+        [news, listener, self.deadlines.first().map(|(at, _)| *at)].into_iter().flatten().min()
+    }
+
+    fn state(&self) -> Cow<'static, str> {
+        match self.connections() {
+            0 => "no connection".into(),
+            1 => "1 connection".into(),
+            many => format!("{many} connections").into(),
+        }
+    }
+
+    fn announcement(&self) -> Option<String> {
+        let path = self.path.display();
+        Some(format!(
+            "vsock {}: 'CONNECT PORT' at {path}; the guest's own calls to port P go to {path}_P",
+            self.cid
+        ))
+    }
+}
+
+impl Sockets for Shared<Multiplexer> {
+    fn room(&self) -> u32 {
+        self.get().room()
+    }
+    fn first_port(&self) -> u32 {
+        self.get().first_port()
+    }
+    fn activate(&mut self, active: bool) {
+        self.get().activate(active);
+    }
+    fn next(&mut self) -> Option<(usize, Happened)> {
+        self.get().next()
+    }
+    fn connect(&mut self, port: u32) -> Option<usize> {
+        self.get().connect(port)
+    }
+    fn grant(&mut self, slot: usize, port: u32) {
+        self.get().grant(slot, port);
+    }
+    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
+        self.get().read(slot, into)
+    }
+    fn put(&mut self, slot: usize, len: usize, fill: impl FnMut(&mut [u8]) -> usize) -> usize {
+        self.get().put(slot, len, fill)
+    }
+    fn flush(&mut self, slot: usize) -> u32 {
+        self.get().flush(slot)
+    }
+    fn shut_down(&mut self, slot: usize, ends: Shutdown) {
+        self.get().shut_down(slot, ends);
+    }
+    fn time(&mut self, slot: usize, timer: Timer) {
+        self.get().time(slot, timer);
+    }
+    fn finish(&mut self, slot: usize, whole: bool) {
+        self.get().finish(slot, whole);
+    }
+    fn release(&mut self, slot: usize) {
+        self.get().release(slot);
+    }
+    fn close_all(&mut self) {
+        self.get().close_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    struct Bench {
+        end: Multiplexer,
+        now: u64,
+    }
+
+    impl Bench {
+        fn new(name: &str) -> Bench {
+            let path = std::env::temp_dir().join(format!("pmm-vsock-{}-{name}", std::process::id()));
+            let description = VsockDescription { cid: 3, path, is_default: false, queue: 32, pool: 0 };
+            let mut end = Multiplexer::open(&description).unwrap();
+            end.activate(true);
+            Bench { end, now: 1 }
+        }
+        fn client(&self) -> UnixStream {
+            UnixStream::connect(&self.end.path).unwrap()
+        }
+        fn wait(&mut self) {
+            let mut watches = Watches::default();
+            self.end.watch(&mut watches);
+            assert!(watches.wait(Some(10_000_000)) > 0, "nothing happened at the sockets in 10 s");
+            self.end.progress(self.now);
+        }
+        /// Waits until something has happened to a connection.
+        fn news(&mut self) -> (usize, Happened) {
+            for _ in 0..100 {
+                if let Some(news) = self.end.next() {
+                    return news;
+                }
+                self.wait();
+            }
+            panic!("nothing happened to a connection in 100 looks");
+        }
+        /// A client whose line was read.
+        fn asked(&mut self, line: &[u8]) -> (UnixStream, usize) {
+            let mut client = self.client();
+            client.write_all(line).unwrap();
+            let (slot, what) = self.news();
+            assert!(what.asked.is_some());
+            (client, slot)
+        }
+        fn is_closed(&mut self, mut client: UnixStream) {
+            for _ in 0..100 {
+                client.set_nonblocking(true).unwrap();
+                match client.read(&mut [0; 8]) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.wait(),
+                    _ => return,
+                }
+            }
+            panic!("a client was not closed in 100 looks");
+        }
+    }
+
+    #[test]
+    fn a_client_says_its_port_in_one_piece_or_many_and_what_follows_is_for_the_guest() {
+        let mut bench = Bench::new("line");
+        let (mut client, slot) = bench.asked(b"CONNECT 1234\nhello");
+        bench.end.grant(slot, 77);
+        let mut line = [0; 6];
+        client.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"OK 77\n");
+        let mut into = [0; 16];
+        assert_eq!(bench.end.read(slot, &mut into), Ok(5));
+        assert_eq!(&into[..5], b"hello");
+        assert_eq!(bench.end.read(slot, &mut into), Err(EndError::WouldBlock));
+
+        let mut slow = bench.client();
+        for part in [&b"con"[..], b"nect 4294", b"967294\r\n"] {
+            assert!(bench.end.next().is_none());
+            slow.write_all(part).unwrap();
+            bench.wait();
+        }
+        assert_eq!(bench.news().1.asked, Some(u32::MAX - 1));
+        assert_eq!(&*bench.end.state(), "2 connections");
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_or_nonsense_is_closed() {
+        let mut bench = Bench::new("nonsense");
+        for line in [
+            "CONNECT\n",
+            "CONNECT x\n",
+            "CONNECT +1\n",
+            "CONNECT 4294967295\n",
+            "CONNECT 4294967296\n",
+            "CONNECT 1 2\n",
+            "GET / HTTP/1.1\n",
+            "\n",
+            "CONNECT 111111111111111111111111111111111111",
+            "\u{fffd}\n",
+        ] {
+            let mut client = bench.client();
+            client.write_all(line.as_bytes()).unwrap();
+            bench.is_closed(client);
+        }
+        let silent = bench.client();
+        bench.wait();
+        assert_eq!(bench.end.deadline_us(), Some(bench.now + LINE_US));
+        bench.now += LINE_US;
+        bench.end.progress(bench.now);
+        bench.is_closed(silent);
+        assert_eq!((bench.end.free.len(), bench.end.deadline_us()), (MOST, None));
+    }
+
+    #[test]
+    fn a_slow_client_gets_everything_in_order_and_half_closes_pass() {
+        let mut bench = Bench::new("slow");
+        let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+        let data: Vec<u8> = (0..500_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+        let (mut put, mut drained, mut got) = (0, 0, Vec::new());
+        let mut buffer = [0; 7000];
+        while got.len() < data.len() {
+            let mut rest = &data[put..];
+            put += bench.end.put(slot, rest.len(), |part| {
+                let (now, later) = rest.split_at(part.len().min(997).min(rest.len()));
+                part[..now.len()].copy_from_slice(now);
+                rest = later;
+                now.len()
+            });
+            drained += bench.end.flush(slot) as usize;
+            assert!(put - drained <= ROOM);
+            if put == data.len() {
+                bench.end.shut_down(slot, Shutdown { send: true, receive: false });
+            }
+            let count = client.read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "only after everything");
+            got.extend_from_slice(&buffer[..count]);
+            bench.end.progress(bench.now);
+            while let Some((_, what)) = bench.end.next() {
+                drained += what.drained as usize;
+            }
+        }
+        assert!(got == data);
+        assert_eq!(client.read(&mut buffer).unwrap(), 0);
+        // The other direction goes on.
+        client.write_all(b"still here").unwrap();
+        assert!(bench.news().1.readable);
+        assert_eq!(bench.end.read(slot, &mut buffer), Ok(10));
+        drop(client);
+        assert!(bench.news().1.hung_up);
+        assert_eq!(bench.end.read(slot, &mut buffer), Err(EndError::Closed));
+    }
+
+    #[test]
+    fn what_a_guest_left_still_goes_to_a_client_that_reads_and_not_to_one_that_does_not() {
+        let mut bench = Bench::new("linger");
+        for reads in [true, false] {
+            let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+            let mut put = 0;
+            // More than the kernel takes.
+            for _ in 0..1000 {
+                put += bench.end.put(slot, ROOM, |part| part.len());
+                bench.end.flush(slot);
+            }
+            bench.end.shut_down(slot, Shutdown::BOTH);
+            bench.end.finish(slot, true);
+            assert_eq!(bench.end.slots[slot].state, State::Lingering);
+            bench.end.release(slot);
+            if reads {
+                let mut got = 0;
+                let mut buffer = vec![0; 1 << 16];
+                loop {
+                    match client.read(&mut buffer).unwrap() {
+                        0 => break,
+                        count => got += count,
+                    }
+                    bench.end.progress(bench.now);
+                }
+                assert_eq!(got, put);
+            } else {
+                bench.now += LINGER_US;
+                bench.end.progress(bench.now);
+            }
+            assert_eq!(bench.end.free.len(), MOST);
+        }
+    }
+
+    #[test]
+    fn the_guests_calls_reach_who_listens_behind_the_port() {
+        let mut bench = Bench::new("calls");
+        assert_eq!(bench.end.connect(99), None, "nobody listens");
+        let mut path = bench.end.path.clone().into_os_string();
+        path.push("_99");
+        let listener = UnixListener::bind(&path).unwrap();
+        let slot = bench.end.connect(99).unwrap();
+        let (mut served, _) = listener.accept().unwrap();
+        served.write_all(b"x").unwrap();
+        while !bench.news().1.readable {}
+        assert_eq!(bench.end.read(slot, &mut [0; 4]), Ok(1));
+        bench.end.close_all();
+        bench.is_closed(served);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn without_a_guest_clients_wait_and_with_all_slots_taken_too() {
+        let mut bench = Bench::new("wait");
+        bench.end.activate(false);
+        let mut client = bench.client();
+        client.write_all(b"CONNECT 5\n").unwrap();
+        bench.end.progress(bench.now);
+        assert!(bench.end.next().is_none() && bench.end.free.len() == MOST);
+        bench.end.activate(true);
+        assert_eq!(bench.news().1.asked, Some(5));
+        let taken: Vec<_> = bench.end.free.drain(..).collect();
+        let mut other = bench.client();
+        other.write_all(b"CONNECT 6\n").unwrap();
+        bench.end.progress(bench.now);
+        assert!(bench.end.next().is_none());
+        bench.end.free = taken;
+        assert_eq!(bench.news().1.asked, Some(6));
+    }
+}
