@@ -13,6 +13,7 @@ use std::thread;
 
 use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Reply, Request};
 
+use super::export::{Export, Session};
 use super::{HostEnd, MessageServer, Shared};
 use crate::device::p9::PENDING;
 use crate::observe::Waker;
@@ -283,6 +284,24 @@ impl MessageServer for Files {
         work.old_changes += std::mem::take(&mut work.changes);
         work.jobs.clear();
         work.done.clear();
+    }
+}
+
+/// The guests of a link, one after the other, as clients of an exported directory.
+pub(super) struct Guests(pub Arc<Export>);
+
+impl Conversations for Guests {
+    fn begin(&self) -> Arc<dyn Conversation> {
+        Arc::new(Session::new(self.0.clone()))
+    }
+    fn state(&self) -> String {
+        self.0.path().display().to_string()
+    }
+}
+
+impl Conversation for Session {
+    fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize) {
+        self.reply_to(request, answer, room);
     }
 }
 

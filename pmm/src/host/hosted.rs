@@ -2,11 +2,16 @@
 
 use hvl_shared_abi::mem::Region;
 
-use super::{ByteEnd, FileEnd, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy};
+use super::export::{Export, Rules};
+use super::files::Guests;
+use super::{
+    ByteEnd, FileEnd, Files, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
+};
 use crate::device::vsock::{Connection, Vsock};
-use crate::device::{Device, console::Console, rng::Rng};
+use crate::device::{Device, console::Console, p9::P9, rng::Rng};
 use crate::failure::{Failure, refused};
-use crate::options::{ConsoleEnd, DeviceDescription};
+use crate::open::no_descriptors;
+use crate::options::{ConsoleEnd, DeviceDescription, SharedDirectory};
 
 /// A device of a link in this process.
 pub struct Hosted {
@@ -26,6 +31,18 @@ impl Hosted {
         Hosted::new(Console::new(end.clone()), end)
     }
 
+    fn directory(shared: &SharedDirectory) -> Result<Hosted, Failure> {
+        let name = format!("--9p {shared}");
+        let rules = Rules { read_only: shared.read_only, ..Rules::default() };
+        let export = Export::open(&shared.path, &shared.tag, rules, &name)?;
+        let workers = Files::start(Box::new(Guests(export))).map_err(no_descriptors)?;
+        let end = Shared::new(workers);
+        match P9::new(end.clone(), shared.tag.as_bytes()) {
+            Some(device) => Ok(Hosted::new(device, end)),
+            None => refused(format!("{name}: no guest takes this tag; use 1 to 64 bytes")),
+        }
+    }
+
     /// Opens the host end that is described, and makes the device on it.
     ///
     /// # Errors
@@ -33,12 +50,7 @@ impl Hosted {
     /// [`Failure::Refused`] with what the machine refused.
     pub fn open(description: &DeviceDescription) -> Result<Hosted, Failure> {
         Ok(match description {
-            DeviceDescription::Directory(directory) => {
-                return refused(format!(
-                    "--9p {}: shared directories come with the next commit",
-                    directory.shared
-                ));
-            }
+            DeviceDescription::Directory(directory) => Hosted::directory(&directory.shared)?,
             DeviceDescription::Vsock(vsock) => {
                 let end = Shared::new(Multiplexer::open(vsock)?);
                 let connections = vec![Connection::NEW; Multiplexer::MOST].into_boxed_slice();
