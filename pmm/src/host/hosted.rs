@@ -4,14 +4,16 @@ use hvl_shared_abi::mem::Region;
 
 use super::export::{Export, Rules};
 use super::files::Guests;
+use super::net;
 use super::{
     ByteEnd, FileEnd, Files, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
 };
+use crate::device::net::{BUFFER, Card, Net};
 use crate::device::vsock::{Connection, Vsock};
 use crate::device::{Device, console::Console, p9::P9, rng::Rng};
 use crate::failure::{Failure, refused};
 use crate::open::no_descriptors;
-use crate::options::{ConsoleEnd, DeviceDescription, SharedDirectory};
+use crate::options::{ConsoleEnd, DeviceDescription, NetworkDescription, SharedDirectory};
 
 /// A device of a link in this process.
 pub struct Hosted {
@@ -29,6 +31,13 @@ impl Hosted {
     fn console(end: impl ByteEnd + HostEnd + 'static) -> Hosted {
         let end = Shared::new(end);
         Hosted::new(Console::new(end.clone()), end)
+    }
+
+    fn network(card: &NetworkDescription) -> Result<Hosted, Failure> {
+        let end = Shared::new(net::open(card)?);
+        let memory = || vec![0; BUFFER].into_boxed_slice();
+        let facts = Card { mac: card.mac.0, mtu: card.mtu };
+        Ok(Hosted::new(Net::new(end.clone(), facts, memory(), memory()), end))
     }
 
     fn directory(shared: &SharedDirectory) -> Result<Hosted, Failure> {
@@ -56,6 +65,7 @@ impl Hosted {
                 let connections = vec![Connection::NEW; Multiplexer::MOST].into_boxed_slice();
                 Hosted::new(Vsock::new(end.clone(), vsock.cid, connections), end)
             }
+            DeviceDescription::Network(card) => Hosted::network(card)?,
             DeviceDescription::Rng(_) => Hosted::new(Rng::new(SystemEntropy), SystemEntropy),
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Stdio => Hosted::console(StdioEnd::open()?),

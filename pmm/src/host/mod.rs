@@ -15,6 +15,8 @@ mod files;
 #[cfg(feature = "std")]
 mod hosted;
 #[cfg(feature = "std")]
+pub mod net;
+#[cfg(feature = "std")]
 mod nonblocking;
 #[cfg(feature = "std")]
 mod pty;

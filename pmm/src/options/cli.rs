@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::describe::{self, LinkDescription};
 use super::later::{Later, WithoutEffect, refuse_bare_dashes};
+use super::network::Network;
 use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
 use crate::failure::{Failure, misuse, refused};
 
@@ -182,6 +183,25 @@ pub struct LinkOptions {
     #[arg(long, value_name = "N", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rng_pool: Option<Number>,
+    /// Offer a network card whose cable leads: as mode=user[,forward=[ADDRESS/]HOST:GUEST] to the host's network through
+    /// passt, without rights; as mode=tap[,tapif=NAME] to an interface of this host; as
+    /// mode=socket,stream=unix:PATH|tcp:ADDRESS:PORT[,listen] or mode=socket,dgram=unix:PATH,peer=unix:PATH to another
+    /// pmm or a QEMU; as mode=none nowhere. With [,mac=ADDRESS][,mtu=BYTES]; may repeat [alone: mode=user]
+    #[arg(long, value_name = "CABLE", num_args = 0..=1, default_missing_value = "mode=user", action = clap::ArgAction::Append, help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network: Vec<Network>,
+    /// Largest size of each of its two queues; a power of two from 2 to 1024 [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_queue: Option<Number>,
+    /// Bytes of the region in which its driver keeps frames [default: 256K]
+    #[arg(long, value_name = "N", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_pool: Option<Number>,
+    /// Note every frame of the card in this file (pcapng); of several cards, in FILE, FILE.1, FILE.2 ...
+    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pcap: Option<PathBuf>,
     /// Offer a console that ends at: stdio (or virtio, the same; Ctrl-A x ends, Ctrl-A h helps), pty[:LINK] (a new
     /// pseudo-terminal), unix:PATH (a listening socket), file:PATH (output is appended)
     #[arg(long, value_name = "END", help_heading = "Devices")]

@@ -8,9 +8,11 @@ use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
 
 use super::cli::LinkOptions;
+use super::device::NetworkDescription;
 use super::device::{
     ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription, VsockDescription,
 };
+use super::network::Mac;
 use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
 use crate::failure::{Failure, misuse};
 
@@ -205,6 +207,7 @@ fn describe_one(
         .clone()
         .zip(console)
         .map(|(end, (queue, pool))| DeviceDescription::Console(ConsoleDescription { end, queue, pool }));
+    let console = cards(options, &at)?.into_iter().chain(console);
     let devices: Vec<_> = directories.chain(vsock).chain(rng).chain(console).collect();
     if devices.is_empty() {
         let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
@@ -234,6 +237,37 @@ fn describe_one(
         )),
         Err(error) => misuse(format!("link '{name}': {error}")),
     }
+}
+
+/// The link's network cards.
+fn cards(options: &LinkOptions, at: &Place) -> Result<Vec<DeviceDescription>, Failure> {
+    let sizes = (options.network_queue, options.network_pool);
+    let Some((queue, pool)) = device(at, "network", !options.network.is_empty(), sizes, DeviceSpec::NET)?
+    else {
+        return match &options.pcap {
+            Some(path) => misuse(format!(
+                "{} {}: there is no network card; add '{}' or leave it out",
+                at.option("pcap"),
+                path.display(),
+                at.bare("network")
+            )),
+            None => Ok(Vec::new()),
+        };
+    };
+    let describe = |(card, network): (usize, &super::Network)| {
+        let pcap = options.pcap.as_ref().map(|path| match card {
+            0 => path.clone(),
+            card => {
+                let mut name = path.clone().into_os_string();
+                name.push(format!(".{card}"));
+                name.into()
+            }
+        });
+        let mac = network.mac.unwrap_or_else(|| Mac::of(at.link, card));
+        let (end, mtu) = (network.end.clone(), network.mtu);
+        DeviceDescription::Network(NetworkDescription { end, mac, mtu, pcap, queue, pool })
+    };
+    Ok(options.network.iter().enumerate().map(describe).collect())
 }
 
 fn memory(options: &LinkOptions, size: u32, at: &Place) -> Result<Memory, Failure> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use hvl_shared_abi::layout::DeviceSpec;
 use serde::Serialize;
 
+use super::network::{Address, Mac, NetworkEnd};
 use super::value::{ConsoleEnd, SharedDirectory};
 
 /// A device. The variants stand in the order of the windows, which is kvmtool's.
@@ -17,6 +18,8 @@ pub enum DeviceDescription {
     Vsock(VsockDescription),
     /// Entropy.
     Rng(RngDescription),
+    /// A network card.
+    Network(NetworkDescription),
     /// A console.
     Console(ConsoleDescription),
 }
@@ -56,6 +59,23 @@ pub struct RngDescription {
     pub pool: u32,
 }
 
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NetworkDescription {
+    /// Where its cable leads.
+    pub end: NetworkEnd,
+    /// The guest's address.
+    pub mac: Mac,
+    /// The largest payload of a frame that the guest is told.
+    pub mtu: Option<u16>,
+    /// The file that notes what goes through the cable.
+    pub pcap: Option<std::path::PathBuf>,
+    /// Largest size of each of its two queues; a power of two.
+    pub queue: u16,
+    /// Bytes in which the driver keeps its frames.
+    pub pool: u32,
+}
+
 /// A console device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConsoleDescription {
@@ -91,6 +111,9 @@ impl DeviceDescription {
             DeviceDescription::Rng(rng) => {
                 DeviceSpec { queues: [rng.queue, 0, 0, 0], pool: rng.pool, ..DeviceSpec::RNG }
             }
+            DeviceDescription::Network(card) => {
+                DeviceSpec { queues: [card.queue, card.queue, 0, 0], pool: card.pool, ..DeviceSpec::NET }
+            }
             DeviceDescription::Console(console) => DeviceSpec {
                 queues: [console.queue, console.queue, 0, 0],
                 pool: console.pool,
@@ -105,6 +128,15 @@ impl DeviceDescription {
             // Several guests may use one directory.
             DeviceDescription::Directory(_) | DeviceDescription::Rng(_) => None,
             DeviceDescription::Vsock(vsock) => Some((Owned::Path(&vsock.path), "vsock")),
+            DeviceDescription::Network(card) => match &card.end {
+                NetworkEnd::Stream { address: Address::Unix(path), listen: true } => {
+                    Some((Owned::Path(path), "network"))
+                }
+                NetworkEnd::Datagram { local: Address::Unix(path), .. } => {
+                    Some((Owned::Path(path), "network"))
+                }
+                _ => None,
+            },
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Pty(None) => None,
                 ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),

@@ -72,8 +72,6 @@ impl WithoutEffect {
 /// What a later version will have. Hidden from `--help`, refused in a sentence.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Later {
-    #[arg(long, hide = true, num_args = 0..=1, allow_hyphen_values = false)]
-    network: Option<Option<String>>,
     #[arg(long, hide = true)]
     vproxy: bool,
     #[arg(long, hide = true, num_args = 0..=1)]
@@ -83,7 +81,6 @@ pub struct Later {
 impl Later {
     pub(super) fn refuse(&self) -> Result<(), Failure> {
         let given = [
-            ("--network", &self.network, "network devices"),
             ("--vproxy", &self.vproxy.then_some(None), "the kernel's vhost devices"),
             ("--kernel", &self.kernel, "starting the guest"),
         ];

@@ -10,11 +10,14 @@ mod cli;
 mod describe;
 mod device;
 mod later;
+mod network;
 mod value;
 
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
 pub use describe::{LinkDescription, Memory};
+pub use device::NetworkDescription;
 pub use device::{
     ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription, VsockDescription,
 };
+pub use network::{Address, Forward, Mac, Network, NetworkEnd};
 pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress};

@@ -43,14 +43,8 @@ const GOOD: &str = "run --no-dtb --shmem-addr 0x10000000 --shmem-size 16M --rng"
 fn kvmtools_command_lines_are_refused_in_one_sentence_that_names_the_option() {
     let lines = [
         (include_str!("../../tests/command-lines/kvm-vxworks.txt"), "-- 9p"),
-        (
-            include_str!("../../tests/command-lines/zcu102-vxworks.txt"),
-            "--network mode=tap,tapif=tap0,trans=mmio",
-        ),
-        (
-            include_str!("../../tests/command-lines/zcu102-no-dtb.txt"),
-            "--network mode=tap,tapif=tap0,trans=mmio",
-        ),
+        (include_str!("../../tests/command-lines/zcu102-vxworks.txt"), "later version"),
+        (include_str!("../../tests/command-lines/zcu102-no-dtb.txt"), "--vproxy"),
     ];
     for (line, option) in lines {
         let text = wrong(&format!("run {line}"));
@@ -60,7 +54,7 @@ fn kvmtools_command_lines_are_refused_in_one_sentence_that_names_the_option() {
 
 #[test]
 fn each_option_of_a_later_version_is_named() {
-    for option in ["--network mode=tap", "--network", "--vproxy", "--kernel vxWorks_lpc"] {
+    for option in ["--vproxy", "--kernel vxWorks_lpc"] {
         let text = wrong(&format!("{GOOD} {option}"));
         assert!(text.starts_with(option) && text.contains("later version"), "{text}");
     }

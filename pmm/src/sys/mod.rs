@@ -9,6 +9,8 @@
 //! peer that comes or goes. With a list that is made anew each time there is no registration to forget.
 #![allow(unsafe_code)]
 
+pub(crate) mod tap;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 

@@ -133,7 +133,7 @@ fn misuse_ends_with_2_before_anything_is_opened() {
     for options in [
         "--rgn",
         "--rng --console serial",
-        "--rng --network mode=tap",
+        "--rng --network mode=tap,trans=pci",
         "--rng -- 9p x",
         "--rng --shmem-size 4K",
         "",

@@ -1,0 +1,338 @@
+//! `mode=user`: the cable leads to `passt`, which needs no rights: it makes of the guest's connections those of an
+//! ordinary program, answers its DHCP, and listens on the ports that are forwarded.
+//!
+//! The two are joined by a pair of sockets of which passt inherits one end, so there is no path, nobody else can come
+//! between, and when one of them is gone, however it went, the other one is told. A passt that dies is started again:
+//! after a second first, then more and more seldom; one that does not live long is given up after a few times, since it
+//! will say the same each time. What was under way in it is lost; the guest's card stays as it is.
+
+use std::borrow::Cow;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use hvl_shared_abi::wire::net::{DEFAULT_MTU, Offload};
+use rustix::fs::OFlags;
+use rustix::io::FdFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::super::{Dropped, EndError, FrameEnd, HostEnd};
+use super::Losses;
+use super::stream::FrameStream;
+use crate::failure::{Failure, refused};
+use crate::observe::{Limit, limited};
+use crate::options::Forward;
+use crate::sys::Watches;
+
+/// Where the program is, if neither the option says so nor PATH leads there.
+const VARIABLE: &str = "PMM_PASST";
+const PROGRAM: &str = "passt";
+/// The pause before it is started again, in microseconds; it doubles with every short life.
+const PAUSE_US: u64 = 1_000_000;
+/// A life shorter than this is short, in microseconds.
+const SHORT_US: u64 = 10_000_000;
+/// Short lives in a row after which it is given up.
+const SHORT_LIVES: u32 = 5;
+/// Bytes of what it said last that are kept.
+const SAID: usize = 2048;
+
+/// Between the moment in which a child's end of the pair may be inherited and the one in which it was, no other child
+/// of this program may be started.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+/// A passt that runs.
+struct Running {
+    child: Child,
+    stream: FrameStream,
+    says: Option<ChildStderr>,
+    since_us: u64,
+}
+
+/// One that is kept running.
+pub(super) struct Passt {
+    program: PathBuf,
+    arguments: Vec<String>,
+    running: Option<Running>,
+    /// When the next one is due.
+    again_us: Option<u64>,
+    short_lives: u32,
+    starts: u32,
+    said: Vec<u8>,
+    forwards: String,
+    now_us: u64,
+    losses: Losses,
+    limit: Limit,
+}
+
+impl Passt {
+    /// Starts one.
+    pub(super) fn start(
+        program: Option<&Path>,
+        forwards: &[Forward],
+        mtu: Option<u16>,
+    ) -> Result<Passt, Failure> {
+        let Some(program) = find(program) else {
+            return refused(
+                "--network mode=user: 'passt' is not on PATH; install it (Debian: apt install passt), name it with 'passt=PATH' or $PMM_PASST, or write another mode",
+            );
+        };
+        let mtu = mtu.unwrap_or(DEFAULT_MTU);
+        let mut arguments: Vec<String> = ["--foreground", "--quiet", "--mtu"].map(String::from).into();
+        arguments.push(mtu.to_string());
+        for forward in forwards {
+            arguments.push("--tcp-ports".into());
+            arguments.push(format!("{}/{}:{}", forward.address, forward.host, forward.guest));
+        }
+        let all: Vec<_> =
+            forwards.iter().map(|forward| format!("{}:{}", forward.address, forward.host)).collect();
+        let mut passt = Passt {
+            program,
+            arguments,
+            running: None,
+            again_us: None,
+            short_lives: 0,
+            starts: 0,
+            said: Vec::new(),
+            forwards: all.join(", "),
+            now_us: 0,
+            losses: Losses::default(),
+            limit: Limit::default(),
+        };
+        match passt.spawn() {
+            Ok(()) => Ok(passt),
+            Err(error) => refused(format!(
+                "--network mode=user: {} cannot be started ({error}); check that it is a program",
+                passt.program.display()
+            )),
+        }
+    }
+
+    fn spawn(&mut self) -> std::io::Result<()> {
+        let (own, its) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let stream = FrameStream::new(own)?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg("--fd").arg(its.as_raw_fd().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = spawn_with(&mut command, its)?;
+        let says = child.stderr.take();
+        if let Some(says) = &says {
+            let flags = rustix::fs::fcntl_getfl(says)?;
+            rustix::fs::fcntl_setfl(says, flags | OFlags::NONBLOCK)?;
+        }
+        self.starts = self.starts.wrapping_add(1);
+        self.running = Some(Running { child, stream, says, since_us: self.now_us });
+        Ok(())
+    }
+
+    /// Keeps the end of what it says: a pipe that nobody empties would hold it up.
+    fn listen(&mut self) {
+        let Some(says) = self.running.as_mut().and_then(|running| running.says.as_mut()) else { return };
+        let mut bytes = [0; 512];
+        // A bound: it may speak faster than it is heard.
+        for _ in 0..16 {
+            match says.read(&mut bytes) {
+                Ok(count) if count > 0 => self.said.extend_from_slice(bytes.get(..count).unwrap_or(&[])),
+                _ => break,
+            }
+        }
+        let excess = self.said.len().saturating_sub(SAID);
+        self.said.drain(..excess);
+    }
+
+    /// What it said last, without what its log daemon is blamed for.
+    fn last_words(&self) -> String {
+        let text = String::from_utf8_lossy(&self.said).into_owned();
+        let mut lines = text.lines().map(str::trim);
+        let words = lines.rfind(|line| !line.is_empty() && !line.starts_with("Failed to send"));
+        words.map(|words| format!(": {}", words.escape_debug())).unwrap_or_default()
+    }
+
+    /// Notes that it is gone, and when the next one is due.
+    fn bury(&mut self) {
+        if !self.running.as_ref().is_some_and(|running| running.stream.is_over()) {
+            return;
+        }
+        self.listen();
+        let Some(mut running) = self.running.take() else { return };
+        // It closed its end, so it is ending, or as good as dead.
+        let _ = running.child.kill();
+        let status = running.child.wait().map(|status| format!(" ({status})")).unwrap_or_default();
+        let words = self.last_words();
+        self.said.clear();
+        let short = self.now_us.saturating_sub(running.since_us) < SHORT_US;
+        self.short_lives = if short { self.short_lives.saturating_add(1) } else { 0 };
+        if self.short_lives >= SHORT_LIVES {
+            tracing::error!(
+                "--network mode=user: passt has ended{status}{words}; given up after {SHORT_LIVES} starts, the guest's card goes nowhere until pmm is started again"
+            );
+            return;
+        }
+        let pause = PAUSE_US << self.short_lives.min(5);
+        self.again_us = Some(self.now_us.saturating_add(pause));
+        let seconds = pause / 1_000_000;
+        limited!(
+            warn,
+            self.limit,
+            self.now_us,
+            "--network mode=user: passt has ended{status}{words}; started again in {seconds} s"
+        );
+    }
+}
+
+/// Starts a child that inherits `its`, and nothing else that is not its standard streams.
+fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
+    let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    rustix::io::fcntl_setfd(&its, FdFlags::empty())?;
+    // This side's copy is closed on return, so that the pair has two ends.
+    command.spawn()
+}
+
+/// The program: as named, on PATH, or where the variable says.
+fn find(named: Option<&Path>) -> Option<PathBuf> {
+    let is_program =
+        |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
+    if let Some(path) = named {
+        return Some(path.into());
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&paths).map(|folder| folder.join(PROGRAM)).filter(is_program);
+    found.next().or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from).filter(is_program))
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+}
+
+impl FrameEnd for Passt {
+    fn send(&mut self, _offload: &Offload, frame: &[u8]) -> Result<(), EndError> {
+        let stream = self.running.as_mut().map(|running| &mut running.stream);
+        let sent = stream.map_or(Err(EndError::Closed), |stream| stream.send(frame));
+        if sent == Err(EndError::Closed) {
+            self.losses.sent = self.losses.sent.wrapping_add(1);
+            self.bury();
+            return Ok(());
+        }
+        sent
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Result<(Offload, usize), EndError> {
+        let stream = self.running.as_mut().map(|running| &mut running.stream);
+        match stream.map_or(Err(EndError::WouldBlock), |stream| stream.receive(into)) {
+            Ok(len) => Ok((Offload::default(), len)),
+            Err(_) => {
+                self.bury();
+                Err(EndError::WouldBlock)
+            }
+        }
+    }
+
+    fn dropped(&mut self, why: Dropped) {
+        self.losses.drop(why);
+    }
+}
+
+impl HostEnd for Passt {
+    fn watch(&self, watches: &mut Watches) {
+        if let Some(running) = &self.running {
+            running.stream.watch(watches);
+            if let Some(says) = &running.says {
+                watches.add_hang_up(says.as_raw_fd());
+            }
+        }
+    }
+
+    fn progress(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        self.listen();
+        if let Some(running) = &mut self.running {
+            running.stream.progress();
+            // Its death is noticed also while the guest asks for nothing.
+            if running.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+                running.stream.end();
+            }
+        }
+        self.bury();
+        if self.again_us.is_some_and(|at| at <= now_us) {
+            self.again_us = None;
+            if let Err(error) = self.spawn() {
+                self.short_lives = self.short_lives.saturating_add(1);
+                limited!(
+                    warn,
+                    self.limit,
+                    now_us,
+                    "--network mode=user: passt cannot be started again ({error})"
+                );
+                if self.short_lives < SHORT_LIVES {
+                    self.again_us = Some(now_us.saturating_add(PAUSE_US << self.short_lives.min(5)));
+                }
+            }
+        }
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        self.again_us
+    }
+
+    fn state(&self) -> Cow<'static, str> {
+        let words = match (&self.running, self.again_us) {
+            (Some(running), _) => format!("passt {}, start {}", running.child.id(), self.starts),
+            (None, Some(_)) => "passt has ended, starts again".into(),
+            (None, None) => "passt has ended, given up".into(),
+        };
+        self.losses.after(&words)
+    }
+
+    fn announcement(&self) -> Option<String> {
+        let to = if self.forwards.is_empty() { "no ports forwarded" } else { &self.forwards };
+        Some(format!("network: as an ordinary program's, through passt; to the guest: {to}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Serves until `done`, with a clock of its own that jumps to each deadline.
+    fn pass(passt: &mut Passt, done: impl Fn(&Passt) -> bool) {
+        let mut now = 0;
+        for _ in 0..200 {
+            passt.progress(now);
+            let _ = passt.receive(&mut [0; 64]);
+            if done(passt) {
+                return;
+            }
+            match passt.deadline_us() {
+                Some(at) => now = at,
+                None => {
+                    let mut watches = Watches::default();
+                    passt.watch(&mut watches);
+                    assert!(watches.wait(Some(10_000_000)) > 0, "nothing happened in 10 s");
+                }
+            }
+        }
+        panic!("it is still {}", passt.state());
+    }
+
+    #[test]
+    fn one_that_ends_at_once_is_started_again_a_few_times_and_its_last_words_are_kept() {
+        let mut passt = Passt::start(Some(Path::new("/bin/false")), &[], None).unwrap();
+        pass(&mut passt, |passt| passt.running.is_none() && passt.again_us.is_none());
+        assert_eq!(passt.starts, SHORT_LIVES);
+        assert_eq!(passt.state(), "passt has ended, given up");
+        assert_eq!(passt.send(&Offload::default(), &[0; 14]), Ok(()));
+        assert!(passt.state().ends_with("1 sent frames lost"));
+    }
+
+    #[test]
+    fn one_that_is_missing_is_refused_in_a_sentence() {
+        let error = Passt::start(Some(Path::new("/nonexistent/passt")), &[], None).err().unwrap();
+        assert!(error.to_string().contains("/nonexistent/passt cannot be started"), "{error}");
+    }
+}
