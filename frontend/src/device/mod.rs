@@ -7,6 +7,7 @@ pub mod console;
 pub mod net;
 pub mod p9;
 pub mod rng;
+pub mod vsock;
 
 use hvl_shared_abi::ring::split::DriverSlot;
 
