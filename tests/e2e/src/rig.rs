@@ -53,6 +53,7 @@ impl<'t> Rig<'t> {
     /// Makes everything ready and starts nothing but the proxy.
     pub fn new(tools: &'t Tools, name: &str, kind: Kind, bell: Bell) -> Result<Rig<'t>> {
         let dir = directory(tools, name)?;
+        std::fs::create_dir(dir.join("shared"))?;
         let guest = kind.make(tools, &dir)?;
         let (doorbell, proxy) = match bell {
             Bell::Direct => (format!("unix-stream:{}", guest.doorbell().display()), None),
@@ -69,6 +70,11 @@ impl<'t> Rig<'t> {
         &self.dir
     }
 
+    /// The directory that the guest may use.
+    pub fn shared(&self) -> PathBuf {
+        self.dir.join("shared")
+    }
+
     fn console(&self) -> PathBuf {
         self.dir.join("console")
     }
@@ -77,7 +83,8 @@ impl<'t> Rig<'t> {
     pub fn start_pmm(&mut self) -> Result<()> {
         let mut options = self.guest.place().options();
         let console = format!("unix:{}", self.console().display());
-        let rest = ["--rng", "--console", &console, "--doorbell", &self.doorbell];
+        let shared = format!("{},host", self.shared().display());
+        let rest = ["--9p", &shared, "--rng", "--console", &console, "--doorbell", &self.doorbell];
         options.extend(rest.map(String::from));
         let log = self.dir.join("pmm.log");
         self.pmm = Some(Pmm::start(&self.tools.pmm, &self.dir.join("control"), &options, &log)?);

@@ -145,6 +145,10 @@ pub fn start(built: &Built) -> Result<Running> {
             (memory, 0, doorbell, Powered::Process { _child: child })
         }
     };
+    let shared = folder.join("shared");
+    fs::create_dir_all(&shared)
+        .and_then(|()| fs::write(shared.join("hello.txt"), "Hello from the machine that runs the PMM.\n"))
+        .with_context(|| format!("{} cannot be made", shared.display()))?;
     let pmm = built.pmm.clone();
     Ok(Running { folder, pmm, memory, offset, doorbell, keep: true, _guest: guest })
 }
@@ -154,12 +158,18 @@ impl Running {
     pub fn pmm(&self) -> Result<Command> {
         let mut command = Command::new(&self.pmm);
         command.args(["run", "--no-dtb", "--rng", "--console", "stdio", "--name", "demo"]);
+        command.arg("--9p").arg(format!("{},host", self.shared().display()));
         command.arg("--shmem-file").arg(&self.memory);
         command.arg("--shmem-offset").arg(self.offset.to_string());
         command.arg("--shmem-addr").arg(format!("{SHARED_BASE:#x}"));
         command.arg("--shmem-size").arg(SHARED_SIZE.to_string());
         command.arg("--doorbell").arg(format!("unix-stream:{}", self.doorbell.display()));
         tied::tie(&command, Death::Terminate)
+    }
+
+    /// The directory that the guest may use.
+    pub fn shared(&self) -> PathBuf {
+        self.folder.join("shared")
     }
 
     /// Where a PMM's control socket may be; one that sits at a terminal has the user's default.

@@ -122,6 +122,16 @@ const TESTS: &[Test] = &[
         run: |context| e2e::run(context, "idle-async"),
     },
     Test {
+        name: "files-host",
+        about: "64 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell as a process",
+        run: |context| e2e::run(context, "files-host"),
+    },
+    Test {
+        name: "files-r5",
+        about: "16 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell on the board",
+        run: |context| e2e::run(context, "files-r5"),
+    },
+    Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
         run: |context| e2e::run(context, "proxy-host"),

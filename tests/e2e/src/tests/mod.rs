@@ -1,6 +1,7 @@
 //! The tests, by name.
 
 mod device;
+mod files;
 mod idle;
 mod messages;
 mod order;
@@ -93,6 +94,18 @@ pub const TESTS: &[Test] = &[
         about: "2 MiB each way through doorbells that fail, with the shell on the board",
         board: true,
         run: |tools| transfer::run(tools, Kind::R5, 2),
+    },
+    Test {
+        name: "files-host",
+        about: "64 MiB through 9p, a directory of 10,000 entries, a pmm killed while a file is written; a process",
+        board: false,
+        run: |tools| files::run(tools, Kind::Host, 64, 10_000),
+    },
+    Test {
+        name: "files-r5",
+        about: "16 MiB through 9p, a directory of 10,000 entries, a pmm killed while a file is written; the board",
+        board: true,
+        run: |tools| files::run(tools, Kind::R5, 16, 10_000),
     },
     Test {
         name: "restarts-host",
