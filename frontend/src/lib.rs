@@ -65,7 +65,7 @@
 //! - [`bounce`]: buffers anywhere become blocks in the region; what was in flight at a restart.
 //! - `transport`: from what the PMM published to running queues, and back after a fault.
 //! - [`link`]: epochs, doorbells, and the storage that tasks share.
-//! - [`device`]: [`Console`](device::console::Console), [`Rng`](device::rng::Rng).
+//! - [`device`]: [`Console`](device::console::Console), [`Rng`](device::rng::Rng), [`Net`](device::net::Net).
 //! - `adapter`: the devices behind the traits of `embedded-io`, `embedded-io-async`, `rand_core` and
 //!   `virtio-drivers`, one cargo feature each.
 //!
@@ -108,6 +108,8 @@ extern crate std;
     feature = "embedded-io",
     feature = "embedded-io-async",
     feature = "rand_core",
+    feature = "smoltcp",
+    feature = "embassy-net-driver",
     feature = "virtio-drivers"
 ))]
 pub mod adapter;

@@ -5,16 +5,24 @@
 //! | `embedded-io` | [`embedded_io`] | embedded-io 0.7: `Read`, `Write`, `ReadReady`, `WriteReady` |
 //! | `embedded-io-async` | [`embedded_io_async`] | embedded-io-async 0.7: `Read`, `Write` |
 //! | `rand_core` | [`rand_core`] | rand_core 0.10: `TryRng` |
+//! | `smoltcp` | [`smoltcp`] | smoltcp 0.14: `phy::Device` |
+//! | `embassy-net-driver` | [`embassy_net_driver`] | embassy-net-driver 0.2: `Driver` |
 //! | `virtio-drivers` | [`virtio_drivers`] | virtio-drivers 0.13: `Transport`, `Hal` |
 //!
 //! Traits that wait get a deadline: nothing here waits for ever.
 
+#[cfg(feature = "embassy-net-driver")]
+pub mod embassy_net_driver;
 #[cfg(feature = "embedded-io")]
 pub mod embedded_io;
 #[cfg(feature = "embedded-io-async")]
 pub mod embedded_io_async;
+#[cfg(any(feature = "smoltcp", feature = "embassy-net-driver"))]
+mod frames;
 #[cfg(feature = "rand_core")]
 pub mod rand_core;
+#[cfg(feature = "smoltcp")]
+pub mod smoltcp;
 #[cfg(feature = "virtio-drivers")]
 pub mod virtio_drivers;
 

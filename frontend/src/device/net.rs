@@ -135,6 +135,7 @@ pub struct Net<'s, B> {
     layout: u32,
     /// The first block of a claim that was not committed.
     held: Option<u16>,
+    options: Options,
     malformed: u32,
     too_long: u32,
 }
@@ -176,7 +177,17 @@ impl<'s, B: Board> Net<'s, B> {
             u16::try_from(follows.len()).unwrap_or(u16::MAX),
         );
         let link = link.clone();
-        Ok(Net { link, cell: index, follows, chains: 0, layout: 0, held: None, malformed: 0, too_long: 0 })
+        Ok(Net {
+            link,
+            cell: index,
+            follows,
+            chains: 0,
+            layout: 0,
+            held: None,
+            options,
+            malformed: 0,
+            too_long: 0,
+        })
     }
 
     fn enter(&self) -> Result<CellGuard<'s>, NotNow> {
@@ -222,6 +233,11 @@ impl<'s, B: Board> Net<'s, B> {
     pub fn allowed(&mut self) -> Result<Allowed, NotNow> {
         let cell = self.enter()?;
         if cell.runs() { Ok(Allowed::to_device(cell.accepted().bits())) } else { Err(NotNow::LinkDown) }
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> Options {
+        self.options
     }
 
     /// Received frames that were dropped since the card was opened: malformed ones, and well-formed ones that were
