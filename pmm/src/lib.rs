@@ -6,7 +6,7 @@
 //!
 //! Around it, with the feature `std`, stands a Linux program: [`options`] says what is wanted, [`open`] gets it from the
 //! machine ([`region`], [`doorbell`], the ends in [`host`]) before any guest's word is read, [`serve`] runs one event
-//! loop a link, [`observe`] tells what happens.
+//! loop a link, [`observe`] tells what happens. [`share`] serves a directory to clients that are no guests.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod device;
@@ -29,6 +29,8 @@ pub mod options;
 pub mod region;
 #[cfg(feature = "std")]
 pub mod serve;
+#[cfg(feature = "std")]
+pub mod share;
 #[cfg(feature = "std")]
 mod sys;
 #[cfg(feature = "std")]

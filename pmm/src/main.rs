@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use hvl_pmm::options::{Command, LogOptions, Run, parse};
-use hvl_pmm::{Failure, observe, open, serve};
+use hvl_pmm::{Failure, observe, open, serve, share};
 
 fn main() -> ExitCode {
     let result = parse(std::env::args_os()).and_then(|command| match command {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Status(request) => observe::status(&request, &mut std::io::stdout()),
+        Command::Share(directory) => share::serve(&directory),
         Command::Run(run) => serve_links(&run),
     });
     let code = match result {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::describe::{self, LinkDescription};
 use super::later::{Later, WithoutEffect, refuse_bare_dashes};
 use super::network::Network;
+use super::share::{SHARE_HELP, Share, ShareArgs};
 use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
 use crate::failure::{Failure, misuse, refused};
 
@@ -22,6 +23,8 @@ pub enum Command {
     Run(Run),
     /// Ask a running `pmm`.
     Status(StatusRequest),
+    /// Serve a directory to clients of 9P2000.L.
+    Share(Share),
     /// Print this on standard output and end with 0: help, version, a configuration file.
     Print(String),
 }
@@ -243,6 +246,9 @@ enum Sub {
     Run(Box<RunArgs>),
     /// Show the links, devices, queues and counters of a running pmm
     Status(StatusRequest),
+    /// Serve a directory to any client of 9P2000.L until it is told to end
+    #[command(name = "serve-9p", after_help = SHARE_HELP)]
+    Share(ShareArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -316,6 +322,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failur
     };
     match Cli::from_arg_matches(&matches).map_err(|error| Failure::Misuse(error.to_string()))?.command {
         Sub::Status(request) => status(request),
+        Sub::Share(args) => args.check().map(Command::Share),
         Sub::Run(args) => run(*args),
     }
 }
@@ -443,12 +450,15 @@ fn one_line(error: &clap::Error) -> Result<Command, Failure> {
         ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
             format!("{option} {value}: takes no value; leave it out")
         }
+        ErrorKind::MissingRequiredArgument => {
+            format!("{arg}: must be given; '--help' behind the command explains it")
+        }
         ErrorKind::InvalidSubcommand => {
             let word = text(ContextKind::InvalidSubcommand);
-            format!("{word}: unknown command; write 'pmm run' or 'pmm status'")
+            format!("{word}: unknown command; write 'pmm run', 'pmm serve-9p' or 'pmm status'")
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "a command is missing; write 'pmm run' or 'pmm status' ('pmm --help' explains them)".into()
+            "a command is missing; write 'pmm run', 'pmm serve-9p' or 'pmm status' ('pmm --help' explains them)".into()
         }
         _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_string(),
     })

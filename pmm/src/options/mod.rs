@@ -11,6 +11,7 @@ mod describe;
 mod device;
 mod later;
 mod network;
+mod share;
 mod value;
 
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
@@ -20,4 +21,5 @@ pub use device::{
     ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription, VsockDescription,
 };
 pub use network::{Address, Forward, Mac, Network, NetworkEnd};
+pub use share::{Listen, Share};
 pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress};

@@ -28,6 +28,7 @@ mod fid;
 mod flight;
 mod resolve;
 mod session;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -36,6 +37,7 @@ mod xattr;
 pub use fid::OpenFile;
 pub use flight::InFlight;
 pub use session::{AtOnce, Handled, Session};
+pub(crate) use stream::{Connection, Ended, Stream, THREADS};
 
 use crate::failure::{Failure, refused};
 use resolve::{Budget, Root};

@@ -219,8 +219,9 @@ impl Session {
         }
         match request.message {
             Request::Version { .. } => Err(Errno::PROTO),
-            // Nobody has to prove anything: who may connect is the socket's or the link's business.
-            Request::Auth { .. } => Err(Errno::OPNOTSUPP),
+            // Nobody has to prove anything: who may connect is the socket's or the link's business. It is by this error
+            // that diod and its clients mean that.
+            Request::Auth { .. } => Err(Errno::NOENT),
             Request::Attach { fid, afid, tree, uid, .. } => self.attach(fid, afid, tree, uid, out),
             Request::Flush { .. } => out.send(Reply::Flush {}),
             Request::Walk { fid, new_fid, names } => self.walk(fid, new_fid, names, out),
@@ -324,10 +325,12 @@ impl Session {
         let mut failure = None;
         for (name, qid) in names.iter().zip(&mut qids) {
             let step = || -> Result<(Arc<Node>, Vec<u8>, Qid), Errno> {
-                let (next, path) = if name == b".." {
-                    if !node.is_directory() {
-                        return Err(Errno::NOTDIR);
-                    }
+                let (next, path) = if matches!(name, b"." | b"..") && !node.is_directory() {
+                    return Err(Errno::NOTDIR);
+                } else if name == b"." {
+                    // No client should need it; diod's do.
+                    (node.clone(), path.clone())
+                } else if name == b".." {
                     let parent = split(&path).map_or(&[][..], |(parent, _)| parent);
                     (root.directory(parent)?, parent.to_vec())
                 } else {

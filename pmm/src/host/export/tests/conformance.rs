@@ -66,7 +66,7 @@ fn nothing_goes_before_a_version() {
 fn auth_is_not_needed() {
     let folder = Folder::new();
     let auth = Request::Auth { afid: 7, user: b"", tree: b"", uid: 0 };
-    assert_eq!(Client::on(&folder).ask(auth).errno(), Errno::OPNOTSUPP);
+    assert_eq!(Client::on(&folder).ask(auth).errno(), Errno::NOENT);
 }
 
 #[test]
@@ -179,6 +179,18 @@ fn walk_up_stays_at_the_root() {
     assert_eq!(client.attr(1).qid.path, inode(&folder.tree()));
     assert_eq!(client.attr(2).qid.path, inode(&folder.tree()));
     assert_eq!(client.attr(3).qid.path, inode(&folder.tree().join("a")));
+}
+
+#[test]
+fn walk_to_where_one_is() {
+    let folder = Folder::new();
+    folder.write("tree/a/f", "x");
+    let mut client = Client::on(&folder);
+    client.reach(1, ".");
+    client.reach(2, "./a/./.");
+    assert_eq!(client.attr(1).qid.path, inode(&folder.tree()));
+    assert_eq!(client.attr(2).qid.path, inode(&folder.tree().join("a")));
+    assert_eq!(client.walk(3, "a/f/."), Ok(2));
 }
 
 // Opening, reading, writing.

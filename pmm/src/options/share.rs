@@ -1,0 +1,194 @@
+//! `pmm serve-9p`: a directory for any client of 9P2000.L.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE};
+
+use super::cli::{LogLevel, LogOptions};
+use super::value::{BadValue, Number, socket_path};
+use crate::failure::{Failure, misuse};
+use crate::host::export::Ids;
+
+/// `pmm serve-9p`, checked.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Nothing can be changed.
+    pub read_only: bool,
+    /// Largest message in bytes.
+    pub msize: u32,
+    /// Whose files are whose.
+    pub ids: Ids,
+    /// What is logged, and how.
+    pub log: LogOptions,
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Listen, BadValue> {
+        match text.split_once(':') {
+            Some(("unix", path)) => Ok(Listen::Unix(socket_path(path)?)),
+            Some(("tcp", address)) => address.parse().map(Listen::Tcp).map_err(|_| {
+                BadValue(
+                    "write tcp:ADDRESS:PORT with a number each, as tcp:127.0.0.1:5640 or tcp:[::1]:5640"
+                        .into(),
+                )
+            }),
+            _ => Err(BadValue("write unix:PATH or tcp:ADDRESS:PORT".into())),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// Who is shown as the owner of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Squash(Ids);
+
+impl FromStr for Squash {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Squash, BadValue> {
+        if text.is_empty() {
+            return Ok(Squash(Ids::squash()));
+        }
+        let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+        match text.split_once(':').map(|(uid, gid)| (number(uid), number(gid))) {
+            Some((Some(uid), Some(gid))) => Ok(Squash(Ids::Squash { uid, gid })),
+            _ => Err(BadValue(
+                "write the numbers of a user and a group, as --squash=0:0, or --squash alone".into(),
+            )),
+        }
+    }
+}
+
+pub(super) const SHARE_HELP: &str = "\
+No name, symbolic link or race leads a client out of DIR; it opens nothing but regular files and directories, and gives
+no file the rights of its owner. 9P knows no passwords: whoever reaches the socket has what this user has in DIR.
+
+Examples:
+  pmm serve-9p /srv/files --listen unix:/run/user/1000/files
+  mount -t 9p -o trans=unix,version=9p2000.L,msize=1048576 /run/user/1000/files /mnt
+  pmm serve-9p /srv/files --listen tcp:127.0.0.1:5640 --ro
+  mount -t 9p -o trans=tcp,port=5640,version=9p2000.L 127.0.0.1 /mnt";
+
+/// The same in words.
+#[derive(Args, Debug)]
+pub(super) struct ShareArgs {
+    /// The directory that clients see
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Where clients connect: unix:PATH (a socket in the file system) or tcp:ADDRESS:PORT (port 0: any that is free,
+    /// printed at the start)
+    #[arg(long, value_name = "WHERE")]
+    listen: Listen,
+    /// Nothing can be changed
+    #[arg(long)]
+    ro: bool,
+    /// Largest message in bytes, 4096 to 1M; a client may ask for less
+    #[arg(long, value_name = "N", default_value = "1M")]
+    msize: Number,
+    /// Show every file as UID's and GID's, by default this user's; what clients make is this user's, and owners stay
+    /// [default: owners are shown as they are and changed as far as this user may]
+    #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    squash: Option<Squash>,
+    /// The least severe message that is logged [default: info]
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    log_level: Option<LogLevel>,
+    /// Log one JSON object a line
+    #[arg(long)]
+    log_json: bool,
+}
+
+impl ShareArgs {
+    pub(super) fn check(self) -> Result<Share, Failure> {
+        let msize = match u32::try_from(self.msize.0) {
+            Ok(msize @ MIN_MSIZE..=MAX_MSIZE) => msize,
+            _ => {
+                return misuse(format!(
+                    "--msize {}: a message has {MIN_MSIZE} to {MAX_MSIZE} bytes; choose one between",
+                    self.msize
+                ));
+            }
+        };
+        Ok(Share {
+            directory: self.directory,
+            listen: self.listen,
+            read_only: self.ro,
+            msize,
+            ids: self.squash.map_or(Ids::Pass, |Squash(ids)| ids),
+            log: LogOptions { level: self.log_level.unwrap_or_default(), json: self.log_json },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{Command, parse};
+
+    fn share(line: &str) -> Result<Share, String> {
+        match parse(format!("pmm serve-9p {line}").split_whitespace().map(Into::into)) {
+            Ok(Command::Share(share)) => Ok(share),
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => {
+                assert_eq!(failure.exit_code(), 2);
+                Err(failure.to_string())
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_understood() {
+        let plain = share("/srv --listen unix:/tmp/s").unwrap();
+        assert_eq!((plain.directory.to_str(), plain.listen), (Some("/srv"), Listen::Unix("/tmp/s".into())));
+        assert_eq!((plain.read_only, plain.msize, plain.ids), (false, 1 << 20, Ids::Pass));
+        let all = share("--squash=7:8 --msize 64K --ro --listen tcp:[::1]:0 d").unwrap();
+        assert_eq!((all.read_only, all.msize, all.ids), (true, 65_536, Ids::Squash { uid: 7, gid: 8 }));
+        assert_eq!(all.listen.to_string(), "tcp:[::1]:0");
+        assert_eq!(share("--listen unix:x --squash d").unwrap().ids, Ids::squash());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (line, part) in [
+            ("", "DIR"),
+            ("d", "--listen"),
+            ("d --listen x", "unix:PATH"),
+            ("d --listen unix:", "a path is missing"),
+            ("d --listen tcp:localhost:1", "tcp:127.0.0.1:5640"),
+            ("d --listen tcp:127.0.0.1", "ADDRESS:PORT"),
+            ("d --listen unix:x --msize 4095", "4096 to 1048576"),
+            ("d --listen unix:x --msize 2M", "4096 to 1048576"),
+            ("d --listen unix:x --squash=me", "--squash=0:0"),
+            ("d --listen unix:x --squash=1:4294967295", "--squash=0:0"),
+        ] {
+            let text = share(line).unwrap_err();
+            assert!(text.contains(part) && !text.contains('\n'), "{line}: {text}");
+        }
+    }
+}
