@@ -288,7 +288,7 @@ impl MessageServer for Files {
 }
 
 /// The guests of a link, one after the other, as clients of an exported directory.
-pub(super) struct Guests(pub Arc<Export>);
+pub struct Guests(pub Arc<Export>);
 
 impl Conversations for Guests {
     fn begin(&self) -> Arc<dyn Conversation> {

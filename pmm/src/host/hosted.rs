@@ -3,10 +3,9 @@
 use hvl_shared_abi::mem::Region;
 
 use super::export::{Export, Rules};
-use super::files::Guests;
 use super::net;
 use super::{
-    ByteEnd, FileEnd, Files, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
+    ByteEnd, FileEnd, Files, Guests, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
 };
 use crate::device::net::{BUFFER, Card, Net};
 use crate::device::vsock::{Connection, Vsock};

@@ -12,6 +12,8 @@ use hvl_shared_abi::wire::p9::{Attr, Errno, Payload, Qid, Qids, Reply, Request, 
 
 const QID: Qid = Qid { kind: 0, version: 1, path: 7 };
 
+const DIRECTORY: Qid = Qid { kind: 0x80, ..QID };
+
 /// Answers as a server would whose every file is the same; what is asked for in `lie` is answered by that instead.
 struct Liar {
     kind: u8,
@@ -145,7 +147,7 @@ fn more_identities_than_names() {
 #[test]
 fn fewer_identities_than_names_is_no_such_file() {
     let (_pmm, mut guest) =
-        lied_to(110, |tag, _| message(&Reply::Walk { qids: Qids::new(&[QID]) }, tag, &[]));
+        lied_to(110, |tag, _| message(&Reply::Walk { qids: Qids::new(&[DIRECTORY]) }, tag, &[]));
     assert_eq!(guest.files.stat(b"a/b").map(|_| ()), Err(FileError::Refused(Errno::NOENT)));
 }
 

@@ -2,7 +2,7 @@
 
 use hvl_shared_abi::wire::p9::{
     AT_REMOVEDIR, Attr, Entries, Errno, GetLock, Lock, MAX_MSIZE, NO_FID, Names, Payload, REPLY_PREFIX,
-    Reply, Request, SetAttr, Statfs, VERSION, WRITE_PREFIX, getattr, open,
+    Reply, Request, SetAttr, Statfs, VERSION, WRITE_PREFIX, getattr, open, qid,
 };
 
 use super::calls::{LONGEST_ANSWER, Ticket};
@@ -209,17 +209,21 @@ impl<'s, B: Wait> Files<'s, B> {
             let count = names.len();
             let walked =
                 self.asked(&Request::Walk { fid: from, new_fid: fid, names }, until, |reply| match reply {
-                    Reply::Walk { qids } if qids.len() <= count => Some(qids.len() == count),
+                    // It ended on the way: at a name that is not there, or behind one that is no directory.
+                    Reply::Walk { qids } if qids.len() <= count => Some(match qids.iter().last() {
+                        _ if qids.len() == count => None,
+                        Some(last) if last.kind & qid::DIRECTORY == 0 => Some(Errno::NOTDIR),
+                        _ => Some(Errno::NOENT),
+                    }),
                     _ => None,
                 });
             let error = match walked {
-                Ok(true) if later.is_empty() => return Ok(fid),
-                Ok(true) => {
+                Ok(None) if later.is_empty() => return Ok(fid),
+                Ok(None) => {
                     (from, rest) = (fid, later);
                     continue;
                 }
-                // It ended on the way.
-                Ok(false) => FileError::Refused(Errno::NOENT),
+                Ok(Some(errno)) => FileError::Refused(errno),
                 Err(error) => error,
             };
             if from == fid {
