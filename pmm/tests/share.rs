@@ -318,7 +318,10 @@ fn diod(program: &str) -> Option<Command> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/diod/bin").join(program);
     [unpacked.as_path(), Path::new(program), &Path::new("/usr/sbin").join(program)]
         .into_iter()
-        .find(|path| Command::new(path).arg("--help").output().is_ok())
+        .find(|path| {
+            // 127: the script is there, what it starts is not.
+            Command::new(path).arg("--help").output().is_ok_and(|output| output.status.code() != Some(127))
+        })
         .map(Command::new)
 }
 

@@ -114,7 +114,7 @@ fn fetch(root: &Path) -> Result<()> {
 }
 
 /// The dynamic loader among the unpacked files; the libraries lie beside it.
-fn loader(root: &Path) -> Result<PathBuf> {
+pub(super) fn loader(root: &Path) -> Result<PathBuf> {
     let libraries = root.join("usr/lib");
     for entry in fs::read_dir(&libraries).with_context(|| format!("{} is gone", libraries.display()))? {
         let folder = entry?.path();

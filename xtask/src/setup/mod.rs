@@ -1,7 +1,9 @@
 //! What this project needs beyond Rust: a compiler for the Cortex-R5 and an emulator that has one. Each is looked for
-//! first and fetched only if it is missing; a call that finds everything costs milliseconds.
+//! first and fetched only if it is missing; a call that finds everything costs milliseconds. Beside these stand programs
+//! that tests use and can do without.
 
 mod apt;
+mod diod;
 mod emulator;
 mod toolchain;
 
@@ -31,8 +33,18 @@ pub fn run() -> Result<()> {
     let tools = tools()?;
     println!("toolchain: {}", tools.toolchain);
     println!("emulator:  {}", tools.emulator);
+    match diod() {
+        Ok(place) => println!("diod:      {place}"),
+        Err(why) => println!("diod:      none, so its tests are skipped ({why:#})"),
+    }
     eprintln!("setup: ready after {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// Finds or fetches the foreign programs of the tests of files; where they are.
+pub fn diod() -> Result<String> {
+    let _lock = lock()?;
+    diod::find_or_fetch()
 }
 
 /// Finds or fetches both tools, side by side.

@@ -38,6 +38,9 @@ pub fn doc(_: &Context) -> Result<()> {
 }
 
 pub fn unit(_: &Context) -> Result<()> {
+    if let Err(why) = crate::setup::diod() {
+        eprintln!("SKIPPED: the tests of files with diod's programs: {why:#}");
+    }
     process::run(&mut cargo(&["test", "--quiet", "--workspace", "--all-features"]))
 }
 
