@@ -390,9 +390,10 @@ impl<'s, B: Board> Vsock<'s, B> {
     }
 
     fn take_packets(&mut self, cell: &mut CellGuard<'s>, fresh: bool) {
-        let m = self.link.mem();
-        let Some(queue) = cell.queue(RECEIVE) else { return };
-        while let Some((block, len)) = queue.take_ready() {
+        loop {
+            let m = self.link.mem();
+            let Some(queue) = cell.queue(RECEIVE) else { return };
+            let Some((block, len)) = queue.take_ready() else { break };
             let at = queue.extent(block).at;
             match parse(m, at, len, self.table.cid) {
                 Ok(packet) => self.table.packet(&packet, fresh, &mut |skip, into| {
@@ -406,8 +407,15 @@ impl<'s, B: Board> Vsock<'s, B> {
                 }
             }
             queue.release(block);
+            // Few resets can wait.
+            if self.table.has_resets() && self.is_up() {
+                self.owed(cell);
+            }
         }
-        queue.has_ready();
+        if let Some(queue) = cell.queue(RECEIVE) {
+            // Asks to be told of the next one.
+            queue.has_ready();
+        }
     }
 }
 

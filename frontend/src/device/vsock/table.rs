@@ -253,6 +253,10 @@ impl<'s> Table<'s> {
         }
     }
 
+    pub fn has_resets(&self) -> bool {
+        self.pending != 0
+    }
+
     /// The connection of these ports sent something that is no packet.
     pub fn malformed(&mut self, from: u32, to: u32) {
         match self.find(to, from) {

@@ -118,7 +118,9 @@ pub struct Vsock<E, T> {
     announce: bool,
     refusals: [(u32, u32); REFUSALS],
     refused: usize,
+    /// Buffers that wait for something to send: one of each queue, so that the others wake nobody.
     receiving: Option<Request<SEGMENTS>>,
+    telling: Option<Request<SEGMENTS>>,
     counters: Counters,
 }
 
@@ -135,6 +137,7 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             refusals: [(0, 0); REFUSALS],
             refused: 0,
             receiving: None,
+            telling: None,
             counters: Counters::default(),
         }
     }
@@ -365,9 +368,6 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
         let Some(mut queue) = queues.queue(RECEIVE) else { return Ok(false) };
         let mut bytes = [0; CHUNK];
         for _ in 0..BATCH {
-            if self.refused == 0 && self.table.is_idle() {
-                return Ok(false);
-            }
             let mut request = match self.receiving.take() {
                 Some(request) => request,
                 None => match queue.take()? {
@@ -384,6 +384,9 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             let room = (room as usize).min(CHUNK);
             let Some(packet) = self.next(bytes.get_mut(..room).unwrap_or(&mut [])) else {
                 self.receiving = Some(request);
+                if self.is_idle() {
+                    return Ok(false);
+                }
                 continue;
             };
             request.write(queue.mem(), &packet.emit(Way::ToGuest));
@@ -391,7 +394,11 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             let written = request.done();
             queue.complete(request, written);
         }
-        Ok(self.refused != 0 || !self.table.is_idle())
+        Ok(!self.is_idle())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.refused == 0 && self.table.is_idle()
     }
 
     /// The next packet to send, and its bytes in `into`. Nothing: whose turn it was has none; ask again.
@@ -451,8 +458,14 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
     /// Tells a guest that may have been attached to a predecessor of this program that its connections are gone. It
     /// stands in the event queue before any packet is answered.
     fn announce<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<(), RingFault> {
-        let Some(mut queue) = queues.queue(EVENT).filter(|_| self.announce) else { return Ok(()) };
-        if let Some(mut request) = queue.take::<SEGMENTS>()? {
+        let Some(mut queue) = queues.queue(EVENT) else { return Ok(()) };
+        if self.telling.is_none() {
+            self.telling = queue.take()?;
+        }
+        if !self.announce {
+            return Ok(());
+        }
+        if let Some(mut request) = self.telling.take() {
             if request.len(Access::Writable) < Event::SIZE as u32 {
                 queue.reject(request);
                 return Ok(());
@@ -460,6 +473,7 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             request.write(queue.mem(), &Event::TRANSPORT_RESET.to_le_bytes());
             queue.complete(request, Event::SIZE as u32);
             self.announce = false;
+            self.telling = queue.take()?;
         }
         Ok(())
     }
@@ -492,7 +506,7 @@ impl<M: Mem, E: Sockets, T: AsMut<[Connection]>> Device<M> for Vsock<E, T> {
         self.end.activate(false);
         self.end.close_all();
         self.table.clear();
-        self.receiving = None;
+        (self.receiving, self.telling) = (None, None);
         self.refused = 0;
     }
     fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
