@@ -5,6 +5,7 @@
 mod apt;
 mod diod;
 mod emulator;
+mod socat;
 mod toolchain;
 
 pub use emulator::Emulator;
@@ -37,6 +38,10 @@ pub fn run() -> Result<()> {
         Ok(place) => println!("diod:      {place}"),
         Err(why) => println!("diod:      none, so its tests are skipped ({why:#})"),
     }
+    match socat() {
+        Ok(place) => println!("socat:     {place}"),
+        Err(why) => println!("socat:     none, so its test is skipped ({why:#})"),
+    }
     eprintln!("setup: ready after {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
 }
@@ -45,6 +50,12 @@ pub fn run() -> Result<()> {
 pub fn diod() -> Result<String> {
     let _lock = lock()?;
     diod::find_or_fetch()
+}
+
+/// Finds or fetches the foreign program of the tests of sockets; where it is.
+pub fn socat() -> Result<String> {
+    let _lock = lock()?;
+    socat::find_or_fetch()
 }
 
 /// Finds or fetches both tools, side by side.

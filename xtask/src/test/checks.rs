@@ -41,6 +41,9 @@ pub fn unit(_: &Context) -> Result<()> {
     if let Err(why) = crate::setup::diod() {
         eprintln!("SKIPPED: the tests of files with diod's programs: {why:#}");
     }
+    if let Err(why) = crate::setup::socat() {
+        eprintln!("SKIPPED: the test of sockets with socat: {why:#}");
+    }
     process::run(&mut cargo(&["test", "--quiet", "--workspace", "--all-features"]))
 }
 
