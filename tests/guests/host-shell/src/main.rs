@@ -18,9 +18,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
+use hvl_frontend::device::net::{self, Net, NetStorage};
 use hvl_frontend::device::p9::{self, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
+use hvl_guest_shell::network::{self, Network};
 use hvl_guest_shell::{Devices, Next, Shell};
 use hvl_shared_abi::ShmRegion;
 
@@ -98,8 +100,12 @@ fn run(cli: &Cli) -> Result<std::convert::Infallible> {
     }));
     // Each round is one start of the guest.
     loop {
-        let mut devices =
-            Storage { console: ConsoleStorage::NEW, rng: RngStorage::NEW, files: FilesStorage::NEW };
+        let mut devices = Storage {
+            console: ConsoleStorage::NEW,
+            rng: RngStorage::NEW,
+            files: FilesStorage::NEW,
+            net: NetStorage::NEW,
+        };
         let storage = LinkStorage::NEW;
         match start(&storage, &mut devices, &process) {
             Ok(ended) => ended?,
@@ -113,6 +119,7 @@ struct Storage {
     console: ConsoleStorage,
     rng: RngStorage,
     files: FilesStorage,
+    net: NetStorage,
 }
 
 /// [`serve`], with a panic as its outer error.
@@ -166,13 +173,22 @@ fn serve<'s>(storage: &'s LinkStorage<'s>, devices: &'s mut Storage, process: &P
     let mut console = Console::open(&link, &mut devices.console, Options::default())?;
     let mut rng = Rng::open(&link, &mut devices.rng)?;
     let mut files = Files::open(&link, &mut devices.files, p9::Options::default())?;
+    let net = Net::open(&link, &mut devices.net, net::Options { checksums: true, ..Default::default() })?;
+    // Static on a board; here each start has its own, which is never freed: 100 KiB at the most.
+    let mut network = Network::new(net, Box::leak(Box::new(network::Storage::NEW)));
     let mut work = vec![0; 32 << 10];
     let mut shell = Shell::new::<Process>();
     loop {
         let now = process.now();
         link.poll();
         let until = match shell.run(
-            &mut Devices { console: &mut console, rng: &mut rng, files: &mut files, work: &mut work },
+            &mut Devices {
+                console: &mut console,
+                rng: &mut rng,
+                files: &mut files,
+                network: &mut network,
+                work: &mut work,
+            },
             now,
         ) {
             Next::Again => continue,

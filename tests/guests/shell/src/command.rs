@@ -2,7 +2,10 @@
 
 use core::fmt;
 
+use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
+
 use crate::files::Task;
+use crate::net;
 
 /// Most bytes of one `rand`.
 pub const MOST_RANDOM: u32 = 8192;
@@ -32,6 +35,8 @@ pub enum Command<'l> {
     Link,
     /// Something with files.
     Files(Task<'l>),
+    /// Something on the network.
+    Net(net::Task<'l>),
     /// Panics.
     Panic,
     /// Restarts.
@@ -124,6 +129,46 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
             let len = u32::try_from(len).map_err(|_| most)?;
             Ok(Command::Files(Task::Fill { path: first.ok_or(usage)?, len }))
         }
+        "ip" => {
+            let usage = Wrong::Usage("ip [dhcp | ADDRESS/LENGTH [GATEWAY]]");
+            match (first, second) {
+                _ if surplus => Err(usage),
+                (None, _) => Ok(Command::Net(net::Task::Show)),
+                (Some("dhcp"), None) => Ok(Command::Net(net::Task::Dhcp)),
+                (Some(address), gateway) => {
+                    let address = address.parse::<Ipv4Cidr>().map_err(|_| usage)?;
+                    let gateway = gateway.map(|gateway| gateway.parse().map_err(|_| usage)).transpose()?;
+                    Ok(Command::Net(net::Task::Static { address, gateway }))
+                }
+            }
+        }
+        "ping" => {
+            let usage = Wrong::Usage("ping ADDRESS [COUNT]");
+            let to = first.filter(|_| !surplus).and_then(|to| to.parse().ok()).ok_or(usage)?;
+            let count = second.map_or(Some(4), number).ok_or(usage)?;
+            let most = Wrong::TooMany { what: "requests", most: u16::MAX.into() };
+            let count = u16::try_from(count).map_err(|_| most)?;
+            Ok(Command::Net(net::Task::Ping { to, count: count.max(1) }))
+        }
+        "get" => {
+            let usage = Wrong::Usage("get http://ADDRESS[:PORT]/PATH [FILE]");
+            let url = first.filter(|_| !surplus).and_then(|url| url.strip_prefix("http://")).ok_or(usage)?;
+            let (host, path) = url.find('/').map_or((url, "/"), |at| url.split_at(at));
+            let (host, port) =
+                host.split_once(':').map_or((host, Some(net::WEB)), |(host, port)| (host, port.parse().ok()));
+            let (Ok(host), Some(port)) = (host.parse::<Ipv4Address>(), port) else { return Err(usage) };
+            Ok(Command::Net(net::Task::Get { host, port, path, into: second }))
+        }
+        "httpd" => {
+            let usage = Wrong::Usage("httpd DIRECTORY [PORT], or httpd off");
+            match (first.filter(|_| !surplus).ok_or(usage)?, second) {
+                ("off", None) => Ok(Command::Net(net::Task::ServeNothing)),
+                (directory, port) => {
+                    let port = port.map_or(Ok(net::WEB), |port| port.parse().map_err(|_| usage))?;
+                    Ok(Command::Net(net::Task::Serve { port, directory }))
+                }
+            }
+        }
         "write" => match rest.trim_start().split_once(' ') {
             Some((path, text)) => Ok(Command::Files(Task::Write { path, text })),
             None => Err(Wrong::Usage("write PATH TEXT")),
@@ -196,6 +241,19 @@ mod tests {
             ("fill a 16M", Command::Files(Task::Fill { path: "a", len: 16 << 20 })),
             ("cp a b", Command::Files(Task::Copy { from: "a", to: "b" })),
             ("df", Command::Files(Task::Free)),
+            ("ip", Command::Net(net::Task::Show)),
+            ("ping 10.0.0.1", Command::Net(net::Task::Ping { to: Ipv4Address::new(10, 0, 0, 1), count: 4 })),
+            (
+                "get http://10.0.0.1:8080/a b",
+                Command::Net(net::Task::Get {
+                    host: Ipv4Address::new(10, 0, 0, 1),
+                    port: 8080,
+                    path: "/a",
+                    into: Some("b"),
+                }),
+            ),
+            ("httpd / 80", Command::Net(net::Task::Serve { port: 80, directory: "/" })),
+            ("httpd off", Command::Net(net::Task::ServeNothing)),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
         }
@@ -209,9 +267,24 @@ mod tests {
         for line in ["count", "count 5 4", "count 1 2 3", "line", "line 18446744073709551616", "flood 9.5"] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
         }
-        for line in
-            ["ls a b", "ls -l a b", "cat", "cp a", "cp a b c", "fill a", "fill a x", "write a", "df a"]
-        {
+        for line in [
+            "ls a b",
+            "ls -l a b",
+            "cat",
+            "cp a",
+            "cp a b c",
+            "fill a",
+            "fill a x",
+            "write a",
+            "df a",
+            "ip x",
+            "ip 1.2.3.4",
+            "ping",
+            "ping x",
+            "get x",
+            "get http://x/",
+            "httpd",
+        ] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
         }
         for line in ["rand 8193", "flood 4096M", "sink 0x100000000"] {

@@ -291,7 +291,8 @@ fn again<T>(mut step: impl FnMut() -> Result<T, FileError>) -> Result<T, FileErr
     }
 }
 
-fn write_all<B: Machine>(
+/// Writes all bytes at `offset`.
+pub fn write_all<B: Machine>(
     files: &mut Files<'_, B>,
     file: &mut File,
     offset: u64,

@@ -8,6 +8,7 @@
 //! - [`command`]: lines become commands.
 //! - [`report`]: what `help`, `about` and `link` say, line by line.
 //! - [`files`]: commands on a directory that the PMM shares.
+//! - [`network`], [`http`], [`net`]: the board in a network, the pages that it serves, and commands about both.
 //! - [`shell`]: commands become output.
 //!
 //! A script tells success from failure by the prompt: `NAME> ` after a command that succeeded, `NAME (failed)> ` after
@@ -30,6 +31,9 @@ extern crate std;
 pub mod command;
 pub mod editor;
 pub mod files;
+pub mod http;
+pub mod net;
+pub mod network;
 pub mod pattern;
 pub mod report;
 pub mod shell;

@@ -40,6 +40,10 @@ const HELP: &[&str] = &[
     "rm P          removes a file or an empty directory",
     "stat P        what P is",
     "df            how full the file system is",
+    "ip [dhcp]     the board's place in the network, or asks for one; ip ADDRESS/LENGTH [GATEWAY] sets it",
+    "ping A [N]    N echo requests to the address A",
+    "get URL [P]   fetches http://ADDRESS[:PORT]/PATH, into the file P",
+    "httpd P [N]   serves the directory P at port N (80); httpd off",
     "link          what the frontend counted",
     "panic         panics: the last words go to the PMM, and the board restarts",
     "reboot        restarts the board",
@@ -69,7 +73,7 @@ fn about<B: Machine>(
     subject: &mut Devices<'_, '_, B>,
     out: &mut dyn fmt::Write,
 ) -> Option<fmt::Result> {
-    let Devices { console, rng, files, .. } = subject;
+    let Devices { console, rng, files, network, .. } = subject;
     Some(match line {
         0 => write!(out, "board      {}", B::NAME),
         1 => {
@@ -86,7 +90,8 @@ fn about<B: Machine>(
         }
         6 => write!(out, "entropy    {}", Status(rng.status())),
         7 => write!(out, "files      {}", Status(files.status())),
-        8 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
+        8 => write!(out, "network    {}", Status(network.status())),
+        9 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
         _ => return None,
     })
 }

@@ -15,6 +15,8 @@ use crate::Machine;
 use crate::command::{self, Command};
 use crate::editor::{CANCEL, Echo, Editor, Key, LINE};
 use crate::files::{self, FileJob, FileStep};
+use crate::net::{self, Begun, NetJob, NetStep};
+use crate::network::Network;
 use crate::pattern::{self, Sum};
 use crate::report::{self, Report};
 use crate::text::{BLOCK, Text};
@@ -46,6 +48,8 @@ pub struct Devices<'a, 's, B> {
     pub rng: &'a mut Rng<'s, B>,
     /// A directory of the PMM's machine.
     pub files: &'a mut Files<'s, B>,
+    /// The board's place in a network.
+    pub network: &'a mut Network<'s, B>,
     /// Memory for data on its way, which the shell keeps to itself between two calls: the more, the faster.
     pub work: &'a mut [u8],
 }
@@ -80,6 +84,8 @@ enum Job {
     Count { next: Option<u64>, to: Option<u64>, printed: u64, answered: u64, line: Editor },
     /// Something with files.
     Files(FileJob),
+    /// Something on the network.
+    Net(NetJob, Option<Instant>),
     /// Waiting for the output to be acknowledged, and then for the end.
     Farewell { next: Next, until: Option<Instant> },
 }
@@ -129,15 +135,25 @@ impl Shell {
     /// Call it after [`Link::poll`](hvl_frontend::Link::poll), and before the link is asked for its deadline.
     pub fn run<'s, B: Machine>(&mut self, devices: &mut Devices<'_, 's, B>, now: Instant) -> Next {
         self.greet_again(devices.console);
+        let busy = devices.network.poll(devices.files, now);
+        let next = self.rounds(devices, now);
+        match next {
+            Next::Wait(_) if busy => Next::Again,
+            Next::Wait(until) => {
+                Next::Wait([until, devices.network.deadline(now)].into_iter().flatten().min())
+            }
+            other => other,
+        }
+    }
+
+    fn rounds<'s, B: Machine>(&mut self, devices: &mut Devices<'_, 's, B>, now: Instant) -> Next {
         for _ in 0..STEPS {
             self.fill_ahead(devices.console);
             if !self.flush(devices.console) {
                 return self.next(devices.console);
             }
             if self.cancelled() {
-                if let Job::Files(job) = core::mem::replace(&mut self.job, Job::Prompt) {
-                    files::end(job, devices.files);
-                }
+                self.drop_job(devices);
                 self.out.print(format_args!("^C\nerror: cancelled\n"));
                 self.finish::<B>(false);
                 continue;
@@ -157,7 +173,10 @@ impl Shell {
     /// What is to be said when a step could do nothing more.
     fn next<B: Machine>(&mut self, console: &mut Console<'_, B>) -> Next {
         let until = match &self.job {
-            Job::Rand { until, .. } | Job::Sink { until, .. } | Job::Farewell { until, .. } => *until,
+            Job::Rand { until, .. }
+            | Job::Sink { until, .. }
+            | Job::Net(_, until)
+            | Job::Farewell { until, .. } => *until,
             // Neither waits for anything but room.
             Job::Flood { .. } | Job::Count { .. } if self.out.is_empty() => return Next::Again,
             _ => None,
@@ -212,7 +231,12 @@ impl Shell {
         match self.job {
             // The line is what it cancels; data may contain it; it is too late.
             Job::Prompt | Job::Sink { .. } | Job::Farewell { .. } => return false,
-            Job::Report(..) | Job::Rand { .. } | Job::Flood { .. } | Job::Count { .. } | Job::Files(_) => {}
+            Job::Report(..)
+            | Job::Rand { .. }
+            | Job::Flood { .. }
+            | Job::Count { .. }
+            | Job::Files(_)
+            | Job::Net(..) => {}
         }
         let Some(at) = self.ahead.iter().position(|&byte| byte == CANCEL) else { return false };
         for _ in 0..=at {
@@ -233,6 +257,27 @@ impl Shell {
             Job::Files(job) => {
                 let step = files::step(job, devices.files, devices.work, &mut self.out);
                 self.files(step, devices)
+            }
+            Job::Net(job, until) => {
+                let Devices { network, files, work, .. } = devices;
+                let step = net::step(job, network, files, work, now, &mut self.out);
+                match step {
+                    Ok(NetStep::On) => {
+                        *until = None;
+                        // What was sent is to leave, and what came to be taken.
+                        devices.network.poll(devices.files, now);
+                        Step::On
+                    }
+                    Ok(NetStep::Wait(at)) => {
+                        *until = Some(at);
+                        Step::Wait
+                    }
+                    Ok(NetStep::Done(well)) => {
+                        self.drop_job(devices);
+                        Step::Done(well)
+                    }
+                    Err(error) => self.files(Err(error), devices),
+                }
             }
             Job::Flood { at, len, sum } => {
                 if at == len {
@@ -351,6 +396,13 @@ impl Shell {
                 Ok(None) => return Step::Done(true),
                 Err(error) => return self.files::<B>(Err(error), devices),
             },
+            Command::Net(task) => {
+                match net::begin(task, devices.network, devices.files, now, &mut self.out) {
+                    Ok(Begun::Job(job)) => Job::Net(job, None),
+                    Ok(Begun::Done(well)) => return Step::Done(well),
+                    Err(error) => return self.files::<B>(Err(error), devices),
+                }
+            }
             Command::Help => Job::Report(Report::Help, 0),
             Command::About => Job::Report(Report::About, 0),
             Command::Link => Job::Report(Report::Link, 0),
@@ -375,6 +427,15 @@ impl Shell {
         Step::On
     }
 
+    /// Ends what a job has under way.
+    fn drop_job<B: Machine>(&mut self, devices: &mut Devices<'_, '_, B>) {
+        match core::mem::replace(&mut self.job, Job::Prompt) {
+            Job::Files(job) => files::end(job, devices.files),
+            Job::Net(job, _) => net::end(job, devices.network, devices.files),
+            _ => {}
+        }
+    }
+
     /// How far a step with files came.
     fn files<B: Machine>(
         &mut self,
@@ -386,9 +447,7 @@ impl Shell {
             Ok(FileStep::Done) => return Step::Done(true),
             Err(error) => error,
         };
-        if let Job::Files(job) = core::mem::replace(&mut self.job, Job::Prompt) {
-            files::end(job, devices.files);
-        }
+        self.drop_job(devices);
         self.out.print(format_args!("error: {error}\n"));
         Step::Done(false)
     }

@@ -9,6 +9,7 @@ use std::vec::Vec;
 use std::{format, vec};
 
 use hvl_frontend::device::console::{ConsoleStorage, Options};
+use hvl_frontend::device::net::{Net, NetStorage};
 use hvl_frontend::device::p9::{FilesStorage, Options as FilesOptions};
 use hvl_frontend::device::rng::RngStorage;
 use hvl_frontend::{Clock, Doorbell, Link, LinkStorage};
@@ -139,6 +140,7 @@ struct World {
     console: Console<'static, TestBoard>,
     rng: Rng<'static, TestBoard>,
     files: Files<'static, TestBoard>,
+    network: Network<'static, TestBoard>,
     shell: Shell,
 }
 
@@ -158,6 +160,9 @@ impl World {
         let rng = Rng::open(&link, rng_storage).unwrap();
         let files_storage: &mut FilesStorage = Box::leak(Box::default());
         let files = Files::open(&link, files_storage, FilesOptions::default()).unwrap();
+        let net_storage: &mut NetStorage = Box::leak(Box::default());
+        let net = Net::open(&link, net_storage, hvl_frontend::device::net::Options::default()).unwrap();
+        let network = Network::new(net, Box::leak(Box::new(crate::network::Storage::NEW)));
         let mut world = World {
             region,
             pmm: None,
@@ -169,6 +174,7 @@ impl World {
             console,
             rng,
             files,
+            network,
             shell: Shell::new::<TestBoard>(),
         };
         world.start_pmm();
@@ -210,6 +216,7 @@ impl World {
                     console: &mut self.console,
                     rng: &mut self.rng,
                     files: &mut self.files,
+                    network: &mut self.network,
                     work: &mut [0; 512],
                 };
                 next = self.shell.run(&mut devices, now);
@@ -270,6 +277,7 @@ fn commands_succeed_and_the_prompt_says_so() {
         "console    running, 80 by 24 characters",
         "entropy    running",
         "files      not offered by the PMM",
+        "network    not offered by the PMM",
     ] {
         assert!(about.lines().any(|said| said == line), "{line:?} is missing in {about:?}");
     }
