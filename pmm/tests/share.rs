@@ -229,6 +229,16 @@ fn requests_sent_ahead_are_all_answered() {
 }
 
 #[test]
+fn a_tag_is_free_once_its_answer_is_here() {
+    let dir = Dir::new();
+    let (_server, socket) = dir.unix(&[]);
+    let mut client = connect(&socket).attach(8192);
+    for _ in 0..5000 {
+        client.ask(7, Request::Getattr { fid: 0, mask: 0 });
+    }
+}
+
+#[test]
 fn a_client_that_has_lost_its_way_is_disconnected_alone() {
     let dir = Dir::new();
     let (mut server, socket) = dir.unix(&[]);

@@ -123,7 +123,7 @@ pub mod qid {
     pub const FILE: u8 = 0x00;
 }
 
-/// Flags of [`Request::Lopen`](super::p9::Request::Lopen): those of Linux on x86, whatever the two machines are.
+/// Flags of [`Request::Lopen`]: those of Linux on x86, whatever the two machines are.
 #[allow(missing_docs)]
 pub mod open {
     pub const READ_ONLY: u32 = 0;
@@ -148,7 +148,7 @@ pub mod open {
     pub const SYNC: u32 = 0o400_0000;
 }
 
-/// What a [`Request::Getattr`](super::p9::Request::Getattr) asks for and an [`Attr`] holds.
+/// What a [`Request::Getattr`] asks for and an [`Attr`] holds.
 #[allow(missing_docs)]
 pub mod getattr {
     pub const MODE: u64 = 0x1;
@@ -205,7 +205,7 @@ pub mod lock {
     pub const GRACE: u8 = 3;
 }
 
-/// Flags of [`Request::Xattrcreate`](super::p9::Request::Xattrcreate).
+/// Flags of [`Request::Xattrcreate`].
 #[allow(missing_docs)]
 pub mod xattr {
     /// It must not exist.
