@@ -21,6 +21,7 @@ use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::net::{self, Net, NetStorage};
 use hvl_frontend::device::p9::{self, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
+use hvl_frontend::device::vsock::{Vsock, VsockStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
 use hvl_guest_shell::network::{self, Network};
 use hvl_guest_shell::{Devices, Next, Shell};
@@ -105,6 +106,7 @@ fn run(cli: &Cli) -> Result<std::convert::Infallible> {
             rng: RngStorage::NEW,
             files: FilesStorage::NEW,
             net: NetStorage::NEW,
+            vsock: VsockStorage::NEW,
         };
         let storage = LinkStorage::NEW;
         match start(&storage, &mut devices, &process) {
@@ -120,6 +122,7 @@ struct Storage {
     rng: RngStorage,
     files: FilesStorage,
     net: NetStorage,
+    vsock: VsockStorage,
 }
 
 /// [`serve`], with a panic as its outer error.
@@ -176,6 +179,7 @@ fn serve<'s>(storage: &'s LinkStorage<'s>, devices: &'s mut Storage, process: &P
     let net = Net::open(&link, &mut devices.net, net::Options { checksums: true, ..Default::default() })?;
     // Static on a board; here each start has its own, which is never freed: 100 KiB at the most.
     let mut network = Network::new(net, Box::leak(Box::new(network::Storage::NEW)));
+    let mut vsock = Vsock::open(&link, &mut devices.vsock)?;
     let mut work = vec![0; 32 << 10];
     let mut shell = Shell::new::<Process>();
     loop {
@@ -187,6 +191,7 @@ fn serve<'s>(storage: &'s LinkStorage<'s>, devices: &'s mut Storage, process: &P
                 rng: &mut rng,
                 files: &mut files,
                 network: &mut network,
+                vsock: &mut vsock,
                 work: &mut work,
             },
             now,

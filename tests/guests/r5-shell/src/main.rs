@@ -1,4 +1,4 @@
-//! The shell on the Cortex-R5, bare metal: console, entropy, files and a network through the link.
+//! The shell on the Cortex-R5, bare metal: console, entropy, files, a network and sockets through the link.
 //!
 //! With nothing to do it sleeps in WFI, without a timer. After a panic its last words lie in the region, where the PMM
 //! finds them, and on UART0; then it restarts warm, like after `reboot`. A panic before the shell has run once would
@@ -14,6 +14,7 @@ use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::net::{self, Net, NetStorage};
 use hvl_frontend::device::p9::{self, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
+use hvl_frontend::device::vsock::{Vsock, VsockStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
 use hvl_guest_shell::network::{self, Network};
 use hvl_guest_shell::{Devices, Next, Shell, text::Text};
@@ -26,6 +27,7 @@ static CONSOLE: ConstStaticCell<ConsoleStorage> = ConstStaticCell::new(ConsoleSt
 static RNG: ConstStaticCell<RngStorage> = ConstStaticCell::new(RngStorage::NEW);
 static FILES: ConstStaticCell<FilesStorage> = ConstStaticCell::new(FilesStorage::NEW);
 static NET: ConstStaticCell<NetStorage> = ConstStaticCell::new(NetStorage::NEW);
+static VSOCK: ConstStaticCell<VsockStorage> = ConstStaticCell::new(VsockStorage::NEW);
 static NETWORK: ConstStaticCell<network::Storage> = ConstStaticCell::new(network::Storage::NEW);
 /// Data on its way.
 static WORK: ConstStaticCell<[u8; 32 << 10]> = ConstStaticCell::new([0; 32 << 10]);
@@ -51,13 +53,20 @@ fn run() -> Result<core::convert::Infallible, &'static str> {
     let options = net::Options { checksums: true, ..net::Options::default() };
     let net = Net::open(&link, NET.take(), options).map_err(|_| "no network card")?;
     let mut network = Network::new(net, NETWORK.take());
+    let mut vsock = Vsock::open(&link, VSOCK.take()).map_err(|_| "no sockets")?;
     let work = WORK.take();
     let mut shell = Shell::new::<R5>();
     loop {
         let now = R5.now();
         link.poll();
-        let mut devices =
-            Devices { console: &mut console, rng: &mut rng, files: &mut files, network: &mut network, work };
+        let mut devices = Devices {
+            console: &mut console,
+            rng: &mut rng,
+            files: &mut files,
+            network: &mut network,
+            vsock: &mut vsock,
+            work,
+        };
         let next = shell.run(&mut devices, now);
         RUNS.store(true, Ordering::Relaxed);
         let until = match next {

@@ -5,7 +5,7 @@ use core::fmt;
 use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
 
 use crate::files::Task;
-use crate::net;
+use crate::{net, sockets};
 
 /// Most bytes of one `rand`.
 pub const MOST_RANDOM: u32 = 8192;
@@ -37,6 +37,8 @@ pub enum Command<'l> {
     Files(Task<'l>),
     /// Something on the network.
     Net(net::Task<'l>),
+    /// Something with sockets.
+    Sockets(sockets::Task),
     /// Panics.
     Panic,
     /// Restarts.
@@ -169,6 +171,15 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
                 }
             }
         }
+        "vsock" => {
+            let usage = Wrong::Usage("vsock listen PORT, or vsock connect PORT");
+            let port = second.filter(|_| !surplus).and_then(number).and_then(|port| u32::try_from(port).ok());
+            match (first, port) {
+                (Some("listen"), Some(port)) => Ok(Command::Sockets(sockets::Task::Listen(port))),
+                (Some("connect"), Some(port)) => Ok(Command::Sockets(sockets::Task::Connect(port))),
+                _ => Err(usage),
+            }
+        }
         "write" => match rest.trim_start().split_once(' ') {
             Some((path, text)) => Ok(Command::Files(Task::Write { path, text })),
             None => Err(Wrong::Usage("write PATH TEXT")),
@@ -253,6 +264,8 @@ mod tests {
                 }),
             ),
             ("httpd / 80", Command::Net(net::Task::Serve { port: 80, directory: "/" })),
+            ("vsock listen 5", Command::Sockets(sockets::Task::Listen(5))),
+            ("vsock connect 5", Command::Sockets(sockets::Task::Connect(5))),
             ("httpd off", Command::Net(net::Task::ServeNothing)),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
@@ -281,6 +294,10 @@ mod tests {
             "ip 1.2.3.4",
             "ping",
             "ping x",
+            "vsock",
+            "vsock 5",
+            "vsock listen",
+            "vsock listen 4294967296",
             "get x",
             "get http://x/",
             "httpd",

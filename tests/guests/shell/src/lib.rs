@@ -9,6 +9,7 @@
 //! - [`report`]: what `help`, `about` and `link` say, line by line.
 //! - [`files`]: commands on a directory that the PMM shares.
 //! - [`network`], [`http`], [`net`]: the board in a network, the pages that it serves, and commands about both.
+//! - [`sockets`]: calls from and to the host.
 //! - [`shell`]: commands become output.
 //!
 //! A script tells success from failure by the prompt: `NAME> ` after a command that succeeded, `NAME (failed)> ` after
@@ -37,6 +38,7 @@ pub mod network;
 pub mod pattern;
 pub mod report;
 pub mod shell;
+pub mod sockets;
 pub mod text;
 
 pub use shell::{Devices, Next, Shell};

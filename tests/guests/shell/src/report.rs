@@ -44,6 +44,8 @@ const HELP: &[&str] = &[
     "ping A [N]    N echo requests to the address A",
     "get URL [P]   fetches http://ADDRESS[:PORT]/PATH, into the file P",
     "httpd P [N]   serves the directory P at port N (80); httpd off",
+    "vsock listen N    takes a call at port N, and gives back what comes",
+    "vsock connect N   calls port N of the PMM's machine, likewise",
     "link          what the frontend counted",
     "panic         panics: the last words go to the PMM, and the board restarts",
     "reboot        restarts the board",
@@ -73,7 +75,7 @@ fn about<B: Machine>(
     subject: &mut Devices<'_, '_, B>,
     out: &mut dyn fmt::Write,
 ) -> Option<fmt::Result> {
-    let Devices { console, rng, files, network, .. } = subject;
+    let Devices { console, rng, files, network, vsock, .. } = subject;
     Some(match line {
         0 => write!(out, "board      {}", B::NAME),
         1 => {
@@ -91,7 +93,8 @@ fn about<B: Machine>(
         6 => write!(out, "entropy    {}", Status(rng.status())),
         7 => write!(out, "files      {}", Status(files.status())),
         8 => write!(out, "network    {}", Status(network.status())),
-        9 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
+        9 => write!(out, "sockets    {}", Status(vsock.status())),
+        10 => write!(out, "shell      {}", env!("CARGO_PKG_VERSION")),
         _ => return None,
     })
 }

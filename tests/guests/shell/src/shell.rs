@@ -10,6 +10,7 @@ use hvl_frontend::device::NotNow;
 use hvl_frontend::device::console::Console;
 use hvl_frontend::device::p9::{FileError, Files};
 use hvl_frontend::device::rng::{FillError, Rng};
+use hvl_frontend::device::vsock::{SocketError, Vsock};
 
 use crate::Machine;
 use crate::command::{self, Command};
@@ -19,6 +20,7 @@ use crate::net::{self, Begun, NetJob, NetStep};
 use crate::network::Network;
 use crate::pattern::{self, Sum};
 use crate::report::{self, Report};
+use crate::sockets::{self, SocketJob, SocketStep};
 use crate::text::{BLOCK, Text};
 
 /// Bytes of output that wait for the console: a block, and the longest line that is added to it.
@@ -50,6 +52,8 @@ pub struct Devices<'a, 's, B> {
     pub files: &'a mut Files<'s, B>,
     /// The board's place in a network.
     pub network: &'a mut Network<'s, B>,
+    /// Sockets of the link.
+    pub vsock: &'a mut Vsock<'s, B>,
     /// Memory for data on its way, which the shell keeps to itself between two calls: the more, the faster.
     pub work: &'a mut [u8],
 }
@@ -86,6 +90,8 @@ enum Job {
     Files(FileJob),
     /// Something on the network.
     Net(NetJob, Option<Instant>),
+    /// Something with sockets.
+    Sockets(SocketJob),
     /// Waiting for the output to be acknowledged, and then for the end.
     Farewell { next: Next, until: Option<Instant> },
 }
@@ -136,11 +142,13 @@ impl Shell {
     pub fn run<'s, B: Machine>(&mut self, devices: &mut Devices<'_, 's, B>, now: Instant) -> Next {
         self.greet_again(devices.console);
         let busy = devices.network.poll(devices.files, now);
+        devices.vsock.poll();
         let next = self.rounds(devices, now);
         match next {
             Next::Wait(_) if busy => Next::Again,
             Next::Wait(until) => {
-                Next::Wait([until, devices.network.deadline(now)].into_iter().flatten().min())
+                let all = [until, devices.network.deadline(now), devices.vsock.deadline()];
+                Next::Wait(all.into_iter().flatten().min())
             }
             other => other,
         }
@@ -236,7 +244,8 @@ impl Shell {
             | Job::Flood { .. }
             | Job::Count { .. }
             | Job::Files(_)
-            | Job::Net(..) => {}
+            | Job::Net(..)
+            | Job::Sockets(_) => {}
         }
         let Some(at) = self.ahead.iter().position(|&byte| byte == CANCEL) else { return false };
         for _ in 0..=at {
@@ -278,6 +287,10 @@ impl Shell {
                     }
                     Err(error) => self.files(Err(error), devices),
                 }
+            }
+            Job::Sockets(job) => {
+                let step = sockets::step(job, devices.vsock, devices.work, &mut self.out);
+                self.sockets(step, devices)
             }
             Job::Flood { at, len, sum } => {
                 if at == len {
@@ -403,6 +416,10 @@ impl Shell {
                     Err(error) => return self.files::<B>(Err(error), devices),
                 }
             }
+            Command::Sockets(task) => match sockets::begin(task, devices.vsock) {
+                Ok(job) => Job::Sockets(job),
+                Err(error) => return self.sockets::<B>(Err(error), devices),
+            },
             Command::Help => Job::Report(Report::Help, 0),
             Command::About => Job::Report(Report::About, 0),
             Command::Link => Job::Report(Report::Link, 0),
@@ -432,7 +449,29 @@ impl Shell {
         match core::mem::replace(&mut self.job, Job::Prompt) {
             Job::Files(job) => files::end(job, devices.files),
             Job::Net(job, _) => net::end(job, devices.network, devices.files),
+            Job::Sockets(job) => sockets::end(job, devices.vsock),
             _ => {}
+        }
+    }
+
+    /// How far a step with sockets came.
+    fn sockets<B: Machine>(
+        &mut self,
+        step: Result<SocketStep, SocketError>,
+        devices: &mut Devices<'_, '_, B>,
+    ) -> Step {
+        match step {
+            Ok(SocketStep::On) => Step::On,
+            Ok(SocketStep::Wait) => Step::Wait,
+            Ok(SocketStep::Done) => {
+                self.job = Job::Prompt;
+                Step::Done(true)
+            }
+            Err(error) => {
+                self.drop_job(devices);
+                self.out.print(format_args!("error: {error}\n"));
+                Step::Done(false)
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use hvl_frontend::device::console::{ConsoleStorage, Options};
 use hvl_frontend::device::net::{Net, NetStorage};
 use hvl_frontend::device::p9::{FilesStorage, Options as FilesOptions};
 use hvl_frontend::device::rng::RngStorage;
+use hvl_frontend::device::vsock::{Vsock, VsockStorage};
 use hvl_frontend::{Clock, Doorbell, Link, LinkStorage};
 use hvl_pmm::device::{console::Console as ConsoleDevice, rng::Rng as RngDevice};
 use hvl_pmm::host::{ByteEnd, EndError, Entropy};
@@ -141,6 +142,7 @@ struct World {
     rng: Rng<'static, TestBoard>,
     files: Files<'static, TestBoard>,
     network: Network<'static, TestBoard>,
+    vsock: Vsock<'static, TestBoard>,
     shell: Shell,
 }
 
@@ -163,6 +165,8 @@ impl World {
         let net_storage: &mut NetStorage = Box::leak(Box::default());
         let net = Net::open(&link, net_storage, hvl_frontend::device::net::Options::default()).unwrap();
         let network = Network::new(net, Box::leak(Box::new(crate::network::Storage::NEW)));
+        let vsock_storage: &mut VsockStorage = Box::leak(Box::default());
+        let vsock = Vsock::open(&link, vsock_storage).unwrap();
         let mut world = World {
             region,
             pmm: None,
@@ -175,6 +179,7 @@ impl World {
             rng,
             files,
             network,
+            vsock,
             shell: Shell::new::<TestBoard>(),
         };
         world.start_pmm();
@@ -217,6 +222,7 @@ impl World {
                     rng: &mut self.rng,
                     files: &mut self.files,
                     network: &mut self.network,
+                    vsock: &mut self.vsock,
                     work: &mut [0; 512],
                 };
                 next = self.shell.run(&mut devices, now);
@@ -278,6 +284,7 @@ fn commands_succeed_and_the_prompt_says_so() {
         "entropy    running",
         "files      not offered by the PMM",
         "network    not offered by the PMM",
+        "sockets    not offered by the PMM",
     ] {
         assert!(about.lines().any(|said| said == line), "{line:?} is missing in {about:?}");
     }
