@@ -16,6 +16,7 @@ pub mod dice;
 pub mod guard;
 pub mod guest;
 pub mod memory;
+pub mod net_guest;
 pub mod pmm;
 pub mod process;
 pub mod proxy;

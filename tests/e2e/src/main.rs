@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use hvl_e2e::net_guest::NetGuest;
 use hvl_e2e::tests::TESTS;
 use hvl_e2e::{Tools, process, proxy};
 
@@ -24,6 +25,8 @@ enum Sub {
     List,
     /// Run tests.
     Run(Run),
+    /// Be a guest with a network card, until killed.
+    NetGuest(NetGuest),
     /// Pass rings on between a guest's doorbell and a PMM's, and merge, drop, double and delay some of them.
     Proxy {
         /// The guest's end: PATH, PATH,listen, or bind=PATH,peer=PATH for datagrams.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
                 Ok(())
             }
             Sub::Run(run) => run_tests(run),
+            Sub::NetGuest(guest) => hvl_e2e::net_guest::run(&guest),
             Sub::Proxy { guest, pmm, seed } => proxy::run(guest, pmm, seed),
         }
     };

@@ -28,7 +28,7 @@ impl<E: FrameEnd + HostEnd> NetEnd for E {}
 pub fn open(card: &NetworkDescription) -> Result<Box<dyn NetEnd>, Failure> {
     let end: Box<dyn NetEnd> = match &card.end {
         NetworkEnd::User { forwards, passt } => {
-            Box::new(passt::Passt::start(passt.as_deref(), forwards, card.mtu)?)
+            Box::new(passt::Passt::start(passt.as_deref(), forwards, card.mac.0, card.mtu)?)
         }
         NetworkEnd::Tap { name } => Box::new(tap::Tap::open(name.as_deref())?),
         NetworkEnd::Stream { address, listen } => Box::new(socket::StreamEnd::open(address, *listen)?),

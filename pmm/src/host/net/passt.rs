@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use hvl_shared_abi::wire::net::{DEFAULT_MTU, Offload};
+use hvl_shared_abi::wire::net::{DEFAULT_MTU, Mac, Offload};
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -61,6 +61,8 @@ pub(super) struct Passt {
     starts: u32,
     said: Vec<u8>,
     forwards: String,
+    /// The guest's address, as its last frame had it.
+    mac: Mac,
     now_us: u64,
     losses: Losses,
     limit: Limit,
@@ -71,6 +73,7 @@ impl Passt {
     pub(super) fn start(
         program: Option<&Path>,
         forwards: &[Forward],
+        mac: Mac,
         mtu: Option<u16>,
     ) -> Result<Passt, Failure> {
         let Some(program) = find(program) else {
@@ -96,6 +99,7 @@ impl Passt {
             starts: 0,
             said: Vec::new(),
             forwards: all.join(", "),
+            mac,
             now_us: 0,
             losses: Losses::default(),
             limit: Limit::default(),
@@ -111,7 +115,9 @@ impl Passt {
 
     fn spawn(&mut self) -> std::io::Result<()> {
         let (own, its) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let stream = FrameStream::new(own)?;
+        let mut stream = FrameStream::new(own)?;
+        // What came to a forwarded port before the guest has said anything would be sent to nobody.
+        let _ = stream.send(&introduction(self.mac));
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg("--fd").arg(its.as_raw_fd().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -181,6 +187,20 @@ impl Passt {
     }
 }
 
+/// A frame from this address that means nothing, of the type that is kept for such: passt learns from it whom to send
+/// to, as a switch does.
+fn introduction(mac: Mac) -> [u8; 60] {
+    let mut frame = [0; 60];
+    let (to, rest) = frame.split_at_mut(6);
+    to.fill(0xff);
+    let (from, kind) = rest.split_at_mut(6);
+    from.copy_from_slice(&mac);
+    if let Some(kind) = kind.first_chunk_mut() {
+        *kind = [0x88, 0xb5];
+    }
+    frame
+}
+
 /// Starts a child that inherits `its`, and nothing else that is not its standard streams.
 fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
     let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,6 +232,9 @@ impl Drop for Passt {
 
 impl FrameEnd for Passt {
     fn send(&mut self, _offload: &Offload, frame: &[u8]) -> Result<(), EndError> {
+        if let Some(mac) = frame.get(6..).and_then(|rest| rest.first_chunk()) {
+            self.mac = *mac;
+        }
         let stream = self.running.as_mut().map(|running| &mut running.stream);
         let sent = stream.map_or(Err(EndError::Closed), |stream| stream.send(frame));
         if sent == Err(EndError::Closed) {
@@ -322,7 +345,7 @@ mod tests {
 
     #[test]
     fn one_that_ends_at_once_is_started_again_a_few_times_and_its_last_words_are_kept() {
-        let mut passt = Passt::start(Some(Path::new("/bin/false")), &[], None).unwrap();
+        let mut passt = Passt::start(Some(Path::new("/bin/false")), &[], [2, 0, 0, 0, 0, 1], None).unwrap();
         pass(&mut passt, |passt| passt.running.is_none() && passt.again_us.is_none());
         assert_eq!(passt.starts, SHORT_LIVES);
         assert_eq!(passt.state(), "passt has ended, given up");
@@ -332,7 +355,8 @@ mod tests {
 
     #[test]
     fn one_that_is_missing_is_refused_in_a_sentence() {
-        let error = Passt::start(Some(Path::new("/nonexistent/passt")), &[], None).err().unwrap();
+        let error =
+            Passt::start(Some(Path::new("/nonexistent/passt")), &[], [2, 0, 0, 0, 0, 1], None).err().unwrap();
         assert!(error.to_string().contains("/nonexistent/passt cannot be started"), "{error}");
     }
 }

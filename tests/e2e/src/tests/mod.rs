@@ -4,6 +4,7 @@ mod device;
 mod files;
 mod idle;
 mod messages;
+mod net;
 mod order;
 mod plain;
 mod restarts;
@@ -58,6 +59,24 @@ pub const TESTS: &[Test] = &[
         about: "one pmm, two guests: killing one does not disturb the other",
         board: false,
         run: several::run,
+    },
+    Test {
+        name: "net-joined",
+        about: "two links with a cable between them: ping, 16 MiB over TCP, deaths of a pmm",
+        board: false,
+        run: net::joined,
+    },
+    Test {
+        name: "net-tap",
+        about: "a TAP in a network namespace: ping -f, HTTP, frames of 64 KiB",
+        board: false,
+        run: net::tap,
+    },
+    Test {
+        name: "net-user",
+        about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
+        board: false,
+        run: net::user,
     },
     Test {
         name: "plain",
