@@ -5,10 +5,12 @@
 mod apt;
 mod diod;
 mod emulator;
+mod network;
 mod socat;
 mod toolchain;
 
 pub use emulator::Emulator;
+pub use network::Network;
 pub use toolchain::{TARGET, Toolchain};
 
 use anyhow::{Context, Result, anyhow};
@@ -34,6 +36,7 @@ pub fn run() -> Result<()> {
     let tools = tools()?;
     println!("toolchain: {}", tools.toolchain);
     println!("emulator:  {}", tools.emulator);
+    println!("network:   {}", network()?);
     match diod() {
         Ok(place) => println!("diod:      {place}"),
         Err(why) => println!("diod:      none, so its tests are skipped ({why:#})"),
@@ -83,6 +86,12 @@ pub fn tools_and<T>(with_toolchain: impl FnOnce(&Toolchain) -> Result<T>) -> Res
 pub fn toolchain() -> Result<Toolchain> {
     let _lock = lock()?;
     toolchain::find_or_fetch()
+}
+
+/// Finds or fetches the programs for networks.
+pub fn network() -> Result<Network> {
+    let _lock = lock()?;
+    Ok(network::find_or_fetch())
 }
 
 /// Two set-ups at once would unpack over each other. Released when the file is closed, also by a crash.

@@ -5,7 +5,7 @@ use hvl_test_board::Launch;
 use std::{env, process::Command};
 
 use super::Context;
-use crate::{paths, process, tied};
+use crate::{paths, process, setup, tied};
 
 /// Runs one by its name.
 pub fn run(context: &Context, name: &str) -> Result<()> {
@@ -30,6 +30,9 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
         test.arg("--firmware").arg(tools.toolchain.build(firmware)?);
         let emulator = tools.emulator.command();
         test.arg("--").arg(emulator.get_program()).args(emulator.get_args());
+    }
+    if name.starts_with("net-") {
+        setup::network()?.offer(&mut test)?;
     }
     process::run(&mut tied::tie(&test, tied::Death::Kill)?).with_context(|| {
         let with = firmware.unwrap_or("the shell as a process");

@@ -106,6 +106,21 @@ const TESTS: &[Test] = &[
         run: |context| e2e::run(context, "several"),
     },
     Test {
+        name: "net-joined",
+        about: "two links with a cable between them: ping, 16 MiB over TCP, deaths of a pmm",
+        run: |context| e2e::run(context, "net-joined"),
+    },
+    Test {
+        name: "net-tap",
+        about: "a TAP in a network namespace: ping -f, HTTP, frames of 64 KiB",
+        run: |context| e2e::run(context, "net-tap"),
+    },
+    Test {
+        name: "net-user",
+        about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
+        run: |context| e2e::run(context, "net-user"),
+    },
+    Test {
         name: "plain",
         about: "an OpenAMP front-end in a process, served through SIGKILLs of the pmm",
         run: |context| e2e::run(context, "plain"),
