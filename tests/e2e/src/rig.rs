@@ -41,6 +41,8 @@ pub struct Rig<'t> {
     dir: PathBuf,
     doorbell: String,
     proxy: Option<Proxy>,
+    /// Further options of the PMM.
+    more: Vec<String>,
     /// The guest.
     pub guest: Box<dyn Guest>,
     /// The PMM, while one runs.
@@ -62,7 +64,16 @@ impl<'t> Rig<'t> {
                 (option, Some(Proxy::start(proxy_end(&*guest), end, tools.seed)?))
             }
         };
-        Ok(Rig { tools, dir, doorbell, proxy, guest, pmm: None, terminal: Terminal::default() })
+        Ok(Rig {
+            tools,
+            dir,
+            doorbell,
+            proxy,
+            more: Vec::new(),
+            guest,
+            pmm: None,
+            terminal: Terminal::default(),
+        })
     }
 
     /// The directory.
@@ -73,6 +84,16 @@ impl<'t> Rig<'t> {
     /// The directory that the guest may use.
     pub fn shared(&self) -> PathBuf {
         self.dir.join("shared")
+    }
+
+    /// Where clients call the guest.
+    pub fn sockets(&self) -> PathBuf {
+        self.dir.join("vsock")
+    }
+
+    /// Gives every PMM that is started from now on these options, too.
+    pub fn extend<'o>(&mut self, options: impl IntoIterator<Item = &'o str>) {
+        self.more.extend(options.into_iter().map(String::from));
     }
 
     fn console(&self) -> PathBuf {
@@ -86,6 +107,8 @@ impl<'t> Rig<'t> {
         let shared = format!("{},host", self.shared().display());
         let rest = ["--9p", &shared, "--rng", "--console", &console, "--doorbell", &self.doorbell];
         options.extend(rest.map(String::from));
+        options.extend(["--vsock".into(), format!("3,path={}", self.sockets().display())]);
+        options.extend(self.more.iter().cloned());
         let log = self.dir.join("pmm.log");
         self.pmm = Some(Pmm::start(&self.tools.pmm, &self.dir.join("control"), &options, &log)?);
         self.terminal.connect(&self.console())

@@ -147,6 +147,16 @@ const TESTS: &[Test] = &[
         run: |context| e2e::run(context, "files-r5"),
     },
     Test {
+        name: "devices-host",
+        about: "all five devices with stock programs, and again after 40 deaths; the shell as a process",
+        run: |context| e2e::run(context, "devices-host"),
+    },
+    Test {
+        name: "devices-r5",
+        about: "all five devices with stock programs, and again after 12 deaths; the shell on the board",
+        run: |context| e2e::run(context, "devices-r5"),
+    },
+    Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
         run: |context| e2e::run(context, "proxy-host"),

@@ -1,6 +1,7 @@
 //! The tests, by name.
 
 mod device;
+mod devices;
 mod files;
 mod idle;
 mod messages;
@@ -125,6 +126,18 @@ pub const TESTS: &[Test] = &[
         about: "16 MiB through 9p, a directory of 10,000 entries, a pmm killed while a file is written; the board",
         board: true,
         run: |tools| files::run(tools, Kind::R5, 16, 10_000),
+    },
+    Test {
+        name: "devices-host",
+        about: "all five devices with stock programs, and again after 40 deaths; a process",
+        board: false,
+        run: |tools| devices::run(tools, Kind::Host, 16, 40),
+    },
+    Test {
+        name: "devices-r5",
+        about: "all five devices with stock programs, and again after 12 deaths; the board",
+        board: true,
+        run: |tools| devices::run(tools, Kind::R5, 4, 12),
     },
     Test {
         name: "restarts-host",

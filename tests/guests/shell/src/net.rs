@@ -15,7 +15,7 @@ use crate::text::Text;
 /// Between two echo requests, in microseconds.
 const PERIOD: u64 = 1_000_000;
 /// How long the last answer may take, in microseconds.
-const PATIENCE: u64 = 5_000_000;
+const PATIENCE: u64 = 2_000_000;
 /// How long a transfer may stay silent, in microseconds.
 const SILENCE: u64 = 20_000_000;
 /// Bytes of the longest head of an answer.
