@@ -195,9 +195,8 @@ impl<E: FrameEnd, B: AsMut<[u8]>> Net<E, B> {
     fn make_room<M: Mem>(&mut self, queue: &mut Queue<'_, '_, M>) -> Result<bool, RingFault> {
         for _ in 0..BATCH {
             let Some(request) = queue.take()? else { return Ok(false) };
-            // The header lies in the first buffer as a whole, and any other has to take something.
-            let least = if self.rooms == 0 { self.header_len() } else { 1 };
-            if (request.len(Access::Writable) as usize) < least {
+            // Any may become the first of a frame, and the header lies in that as a whole: 5.1.6.3.1.
+            if (request.len(Access::Writable) as usize) < self.header_len() {
                 queue.reject(request);
                 continue;
             }
