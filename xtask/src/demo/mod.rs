@@ -162,7 +162,16 @@ fn sit_at(built: &Built) -> Result<()> {
     let mut pmm = running.pmm()?;
     // Messages in the middle of a line help nobody; `pmm status` tells more.
     pmm.args(["--log-level", "warn"]);
+    let sockets = running.sockets();
     eprintln!("demo: from another terminal, 'target/release/pmm status' shows the link");
+    eprintln!("demo: three things to try at the prompt, beside 'help':");
+    eprintln!("demo:   rand 32                                     entropy of this machine");
+    eprintln!("demo:   cat hello.txt; write note.txt hello; ls -l  files in {}", running.shared().display());
+    eprintln!(
+        "demo:   vsock listen 77                             then, here: socat - UNIX-CONNECT:{}, and type",
+        sockets.display()
+    );
+    eprintln!("demo:                                               CONNECT 77 and what is to come back");
     let status = start::Child::start(&mut pmm)?.wait()?;
     // The pmm does so itself, unless it was killed.
     let restored = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &found);

@@ -159,6 +159,7 @@ impl Running {
         let mut command = Command::new(&self.pmm);
         command.args(["run", "--no-dtb", "--rng", "--console", "stdio", "--name", "demo"]);
         command.arg("--9p").arg(format!("{},host", self.shared().display()));
+        command.arg("--vsock").arg(format!("3,path={}", self.sockets().display()));
         command.arg("--shmem-file").arg(&self.memory);
         command.arg("--shmem-offset").arg(self.offset.to_string());
         command.arg("--shmem-addr").arg(format!("{SHARED_BASE:#x}"));
@@ -170,6 +171,11 @@ impl Running {
     /// The directory that the guest may use.
     pub fn shared(&self) -> PathBuf {
         self.folder.join("shared")
+    }
+
+    /// Where clients of this machine call the guest.
+    pub fn sockets(&self) -> PathBuf {
+        self.folder.join("vsock")
     }
 
     /// Where a PMM's control socket may be; one that sits at a terminal has the user's default.

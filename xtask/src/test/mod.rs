@@ -69,7 +69,7 @@ const TESTS: &[Test] = &[
     Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
     Test {
         name: "size",
-        about: "console and entropy with ring and link take at most 8 KiB of text and no heap",
+        about: "with ring and link, console and entropy take at most 8 KiB of text, all five devices 40 KiB; no heap",
         run: |_| crate::size::run(&crate::size::Options::default()),
     },
     Test {
