@@ -157,6 +157,16 @@ const TESTS: &[Test] = &[
         run: |context| e2e::run(context, "devices-r5"),
     },
     Test {
+        name: "net-host",
+        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; a process",
+        run: |context| e2e::run(context, "net-host"),
+    },
+    Test {
+        name: "net-r5",
+        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; the board",
+        run: |context| e2e::run(context, "net-r5"),
+    },
+    Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
         run: |context| e2e::run(context, "proxy-host"),

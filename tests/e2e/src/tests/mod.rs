@@ -11,6 +11,7 @@ mod plain;
 mod restarts;
 mod several;
 mod transfer;
+mod web;
 
 use anyhow::Result;
 
@@ -138,6 +139,18 @@ pub const TESTS: &[Test] = &[
         about: "all five devices with stock programs, and again after 12 deaths; the board",
         board: true,
         run: |tools| devices::run(tools, Kind::R5, 4, 12),
+    },
+    Test {
+        name: "net-host",
+        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; a process",
+        board: false,
+        run: |tools| web::run(tools, "net-host", Kind::Host),
+    },
+    Test {
+        name: "net-r5",
+        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; the board",
+        board: true,
+        run: |tools| web::run(tools, "net-r5", Kind::R5),
     },
     Test {
         name: "restarts-host",

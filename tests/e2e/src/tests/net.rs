@@ -219,7 +219,7 @@ pub fn joined(tools: &Tools) -> Result<()> {
 }
 
 /// Runs a test of this file in a network namespace of its own. `false`: it cannot be had, and why was said.
-fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<bool> {
+pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<bool> {
     for program in ["ip", "unshare"].iter().chain(needs) {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|folder| folder.join(program).is_file()) {
@@ -252,6 +252,10 @@ fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<bool> {
         .arg("--work")
         .arg(&tools.work);
     command.args(["--seed", &tools.seed.to_string(), "--percent", &tools.percent.to_string()]);
+    command.args(tools.firmware.iter().flat_map(|firmware| ["--firmware".as_ref(), firmware.as_os_str()]));
+    if !tools.emulator.is_empty() {
+        command.arg("--").args(&tools.emulator);
+    }
     command.env(INSIDE, "1");
     let mut child = Running::spawn(name, &mut command)?;
     let code = child.end(&Guard::new(10 * LONG, name))?;
@@ -260,9 +264,9 @@ fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<bool> {
 }
 
 /// Set where the test is in its namespace already.
-const INSIDE: &str = "HVL_E2E_INSIDE";
+pub(super) const INSIDE: &str = "HVL_E2E_INSIDE";
 
-fn ip(words: &str) -> Result<()> {
+pub(super) fn ip(words: &str) -> Result<()> {
     let status = Command::new("ip").args(words.split(' ')).status().context("ip")?;
     ensure!(status.success(), "'ip {words}' failed");
     Ok(())
