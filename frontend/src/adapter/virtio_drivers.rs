@@ -5,7 +5,7 @@
 //! module is the *device* of it, and carries each buffer over into the link's own queue.
 //!
 //! ```text
-//!   VirtIORng, VirtIOConsole          driver of that crate, with BounceHal<P> and Pipe<P>
+//!   VirtIORng, VirtIOConsole, VirtIONet   driver of that crate, with BounceHal<P> and Pipe<P>
 //!        │ its virtqueue, in private pages (Hal::dma_alloc)
 //!     Bridge                          takes chains from it, completes chains in it
 //!        │ blocks of the pool (Hal::share copies in, Hal::unshare copies out)
@@ -22,7 +22,8 @@
 //! notification of a queue that answers (all but a console's receive queue) returns only when the answers are there,
 //! or the bridge's timeout is over. Then the driver gets an answer of length 0, and the block follows later or never.
 //!
-//! **Not supported**: requests of more than one buffer (the drivers of console and entropy have one); blocking reads
+//! A request to be read of two buffers, as a network card's header and frame, is put together in one block. **Not
+//! supported**: other requests of more than one buffer; a network card with more than 4 receive buffers; blocking reads
 //! of the console (`Read`), which spin without telling the transport: call `ack_interrupt`, then `recv`; EVENT_IDX and
 //! indirect descriptors, which are not offered; a PMM that comes back with another layout: the device then asks to be
 //! reset for good.
@@ -33,7 +34,7 @@ use core::ptr::NonNull;
 use hvl_shared_abi::header::{Extent, PLAIN_PAGE};
 use hvl_shared_abi::ring::split::DeviceSlot;
 use hvl_shared_abi::ring::{Access, DeviceRing, Segment, Taken, Token, Windows};
-use hvl_shared_abi::wire::console;
+use hvl_shared_abi::wire::{console, net};
 use hvl_shared_abi::{Attribute, DeviceId, Features, Mem, QueuePlace, Region};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
@@ -220,6 +221,15 @@ impl<P: Port> Pipe<P> {
         Self::open(link, storage, timeout, DeviceId::CONSOLE)
     }
 
+    /// A transport to the link's first network card, for `VirtIONet` with a queue of 4 and `VirtIONetRaw`.
+    pub fn net<const N: usize>(
+        link: &Link<'static, P::Board>,
+        storage: &'static mut BridgeStorage<N>,
+        timeout: Timeout,
+    ) -> Result<Pipe<P>, BridgeError> {
+        Self::open(link, storage, timeout, DeviceId::NET)
+    }
+
     #[allow(unsafe_code)]
     fn open<const N: usize>(
         link: &Link<'static, P::Board>,
@@ -235,7 +245,11 @@ impl<P: Port> Pipe<P> {
         let BridgeStorage { pages, slots, queues } = storage;
         let [first_slots, second_slots] = slots;
         let [first, second] = queues;
-        let is_console = id == DeviceId::CONSOLE;
+        let (has_two, kind, wanted) = match id {
+            DeviceId::CONSOLE => (true, DeviceType::Console, console::F_SIZE),
+            DeviceId::NET => (true, DeviceType::Network, net::F_MAC | net::F_STATUS),
+            _ => (false, DeviceType::EntropySource, 0),
+        };
         let side = |slots: &'static mut [DeviceSlot; ENTRIES], writable, receive| Side {
             ring: None,
             slots: Some(slots),
@@ -245,12 +259,11 @@ impl<P: Port> Pipe<P> {
             lent: [Lent::No; BLOCKS],
             layout: 0,
         };
-        let wanted = if is_console { console::F_SIZE } else { 0 };
         let (index, mut cell) = link.open(id, 0, wanted).map_err(BridgeError::Open)?;
         let most = BLOCKS as u16;
         let [input, output, ..] = &mut cell.queues;
         input.open(first.slices(), Kind::Request, most);
-        if is_console {
+        if has_two {
             output.open(second.slices(), Kind::Order, most);
         }
         drop(cell);
@@ -264,13 +277,13 @@ impl<P: Port> Pipe<P> {
         let state = State {
             link: link.clone(),
             cell: index,
-            id: if is_console { DeviceType::Console } else { DeviceType::EntropySource },
+            id: kind,
             timeout,
             pages,
             taken: 0,
             sides: [
-                Some(side(first_slots, true, is_console)),
-                is_console.then(|| side(second_slots, false, false)),
+                Some(side(first_slots, true, has_two)),
+                has_two.then(|| side(second_slots, false, false)),
             ],
             status: DeviceStatus::empty(),
             features: 0,
@@ -382,11 +395,11 @@ impl<B: Wait> State<B> {
                     }
                     Ok(Some(Taken::Malformed { token, .. })) => token,
                     Ok(Some(Taken::Chain { token, readable, writable })) => {
-                        let [segment, _] = segments;
+                        let count = readable.saturating_add(writable);
+                        let segment = gather(&m, queue, &mut side.lent, &segments, count);
                         let block = queue.block_at(segment.place.at).map(usize::from);
                         let lent = block.and_then(|block| side.lent.get_mut(block));
-                        let right = readable.saturating_add(writable) == 1
-                            && (segment.access == Access::Writable) == side.writable;
+                        let right = (segment.access == Access::Writable) == side.writable;
                         match (block, lent) {
                             (Some(block), Some(lent @ Lent::Shared)) if right => {
                                 *lent = Lent::Posted(token);
@@ -545,6 +558,41 @@ impl<B: Wait> State<B> {
             queue.release(block);
         }
     }
+}
+
+/// The one segment of a request; a frame behind its header is put together in the header's block, and its own block is
+/// the driver's to take back. A request of any other shape has none.
+fn gather<M: Mem>(
+    m: &M,
+    queue: &Queue<'_>,
+    side: &mut [Lent],
+    segments: &[Segment; 2],
+    count: usize,
+) -> Segment {
+    let nothing = Segment::readable(0, 0);
+    let [first, second] = *segments;
+    if count == 1 {
+        return first;
+    }
+    let both = queue.block_at(first.place.at).zip(queue.block_at(second.place.at));
+    let Some((block, other)) = both.filter(|_| count == 2 && second.access == Access::Readable) else {
+        return nothing;
+    };
+    let len = first.place.len.saturating_add(second.place.len);
+    let fits = block != other && len <= queue.extent(block).len;
+    match side.get_mut(usize::from(other)) {
+        Some(lent @ Lent::Shared) if fits => *lent = Lent::Done(0),
+        _ => return nothing,
+    }
+    let mut bytes = [0; 64];
+    for at in (0..second.place.len).step_by(bytes.len()) {
+        let part = second.place.len.saturating_sub(at).min(bytes.len() as u32);
+        if let Some(part) = bytes.get_mut(..part as usize) {
+            m.copy_in(second.place.at.wrapping_add(at), part);
+            m.copy_out(first.place.end().wrapping_add(at), part);
+        }
+    }
+    Segment::readable(first.place.at, len)
 }
 
 /// All blocks of a queue.

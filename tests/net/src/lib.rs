@@ -191,6 +191,10 @@ impl Pmm {
         }
         panic!("the PMM had more to do after 1000 services: it spins");
     }
+    /// Lets it look once, at a real time in microseconds.
+    pub fn tick(&mut self, now: u64) {
+        self.link.service(now);
+    }
     /// The state of a device.
     pub fn device(&self, index: usize) -> DeviceSnapshot {
         self.link.snapshot().devices[index].expect("the device")
