@@ -187,10 +187,15 @@ pub struct Guest {
 impl Guest {
     /// Attaches; a call on files waits for `timeout` at most.
     pub fn boot(wire: &Wire, timeout: Duration) -> Guest {
+        let options = Options { timeout: timeout.as_micros() as u64, ..Options::default() };
+        Guest::boot_with(wire, options)
+    }
+
+    /// The same with other options of the file client.
+    pub fn boot_with(wire: &Wire, options: Options) -> Guest {
         let storage = Box::leak(Box::new(LinkStorage::NEW));
         let link = Link::attach(storage, wire.clone()).expect("a link");
         let files = Box::leak(Box::<FilesStorage>::default());
-        let options = Options { timeout: timeout.as_micros() as u64, ..Options::default() };
         let files = Files::open(&link, files, options).expect("files");
         let rng = Rng::open(&link, Box::leak(Box::<RngStorage>::default())).expect("entropy");
         let console =

@@ -1,8 +1,8 @@
 //! What a client does with files: by path, and with files that are open.
 
 use hvl_shared_abi::wire::p9::{
-    AT_REMOVEDIR, Attr, Entries, Errno, GetLock, Lock, MAX_MSIZE, NO_FID, Names, Payload, REPLY_PREFIX,
-    Reply, Request, SetAttr, Statfs, VERSION, WRITE_PREFIX, getattr, open, qid,
+    AT_REMOVEDIR, Attr, Entries, Errno, GetLock, IO_HEADER, Lock, MAX_MSIZE, NO_FID, Names, Payload,
+    REPLY_PREFIX, Reply, Request, SetAttr, Statfs, VERSION, WRITE_PREFIX, getattr, open, qid,
 };
 
 use super::calls::{LONGEST_ANSWER, Ticket};
@@ -14,6 +14,8 @@ use crate::platform::{Board, Instant, Wait, earlier};
 pub const PATH: usize = 256;
 /// The smallest message size that a server may insist on: the longest request without data fits.
 const LEAST_MESSAGE: u32 = 1024;
+/// What a server says that does not know the newer of two messages.
+const OLDER: Result<(), FileError> = Err(FileError::Refused(Errno::OPNOTSUPP));
 /// The fid of the export's root.
 const ROOT: u32 = 0;
 
@@ -170,8 +172,13 @@ impl<'s, B: Wait> Files<'s, B> {
                 }
                 _ => None,
             });
-        let attach =
-            Request::Attach { fid: ROOT, afid: NO_FID, user: b"", tree: b"", uid: self.options.user };
+        let attach = Request::Attach {
+            fid: ROOT,
+            afid: NO_FID,
+            user: b"",
+            tree: self.options.tree,
+            uid: self.options.user,
+        };
         let attached = agreed.and_then(|msize| {
             self.msize = msize;
             self.done(&attach, &[], until)
@@ -313,20 +320,43 @@ impl<'s, B: Wait> Files<'s, B> {
         self.remove(path, AT_REMOVEDIR)
     }
     fn remove(&mut self, path: &[u8], flags: u32) -> Result<(), FileError> {
-        let until = self.until();
-        self.in_parent(path, |files, directory, name| {
+        let (until, mut removed) = (self.until(), Ok(()));
+        let result = self.in_parent(path, |files, directory, name| {
             files.done(&Request::Unlinkat { directory, name, flags }, &[], until)
-        })
+        });
+        if result != OLDER {
+            return result;
+        }
+        self.at(path, false, true, &mut |files, fid| {
+            let result = files.done(&Request::Remove { fid }, &[], until);
+            // It is forgotten in any case.
+            if let Ok(()) | Err(FileError::Refused(_)) = result {
+                files.fids &= !1u32.checked_shl(fid).unwrap_or(0);
+            }
+            // And must not be forgotten again.
+            removed = result;
+            Ok(())
+        })?;
+        removed
     }
 
     /// Gives a file another name, in whichever directory, over whatever had that name.
     pub fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), FileError> {
         let (until, (to, new_name)) = (self.until(), split(to));
-        self.in_parent(from, |files, old_directory, old_name| {
+        let result = self.in_parent(from, |files, old_directory, old_name| {
             let new_directory = files.walk(ROOT, to, until)?;
             let request = Request::Renameat { old_directory, old_name, new_directory, new_name };
             let result = files.done(&request, &[], until);
             let _ = files.clunk(new_directory, until);
+            result
+        });
+        if result != OLDER {
+            return result;
+        }
+        self.at(from, false, false, &mut |files, fid| {
+            let directory = files.walk(ROOT, to, until)?;
+            let result = files.done(&Request::Rename { fid, directory, name: new_name }, &[], until);
+            let _ = files.clunk(directory, until);
             result
         })
     }
@@ -557,7 +587,8 @@ impl<'s, B: Wait> Files<'s, B> {
 
     /// Bytes of data that one message takes.
     fn most(&self, len: usize, prefix: usize) -> u32 {
-        let room = (self.msize as usize).saturating_sub(prefix).min(self.room(prefix));
+        // Some servers count more for the rest of the message than it has.
+        let room = (self.msize.saturating_sub(IO_HEADER) as usize).min(self.room(prefix));
         len.min(room) as u32
     }
 

@@ -105,11 +105,13 @@ pub struct Options {
     pub timeout: u64,
     /// The user whom the client speaks for, as a number of the PMM's machine; the export may map or ignore it.
     pub user: u32,
+    /// Which tree of the server; a PMM's device has one, which needs no name.
+    pub tree: &'static [u8],
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { ordinal: 0, timeout: 10_000_000, user: 0 }
+        Options { ordinal: 0, timeout: 10_000_000, user: 0, tree: b"" }
     }
 }
 
