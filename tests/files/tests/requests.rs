@@ -140,7 +140,7 @@ impl Stage {
     }
 
     fn malformed(&self) -> u64 {
-        self.link.snapshot().devices[0].as_ref().unwrap().queues[0].malformed.into()
+        self.link.snapshot().devices[0].as_ref().unwrap().queues[0].malformed
     }
 
     /// It is completed with nothing, counted, and the server has not seen it.
