@@ -206,7 +206,7 @@ fn a_message_above_a_mebibyte() {
 #[test]
 fn an_answer_that_is_longer_than_its_room_is_cut() {
     let mut stage = Stage::set();
-    let marked = vec![0xee; 64];
+    let marked = [0xee; 64];
     stage.m.copy_out(stage.pool, &[0xee; 256]);
     stage.post(0, &message(0x5a), 16);
     stage.serve();
@@ -214,7 +214,7 @@ fn an_answer_that_is_longer_than_its_room_is_cut() {
     assert_eq!(stage.pop().map(|used| used.written), Some(16));
     let mut after = [0; 64];
     stage.m.copy_in(stage.pool + 11 + 16, &mut after);
-    assert_eq!(after[..], marked[..], "behind the room");
+    assert_eq!(after, marked, "behind the room");
 }
 
 #[test]
