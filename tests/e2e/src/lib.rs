@@ -28,6 +28,21 @@ pub mod traffic;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// Why a test cannot run here. It is counted, and never taken for a success.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// What the program ends with after a test that was skipped.
+pub const SKIPPED: u8 = 77;
+
 /// What the tests are given.
 #[derive(Clone, Debug)]
 pub struct Tools {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use hvl_e2e::net_guest::NetGuest;
 use hvl_e2e::tests::TESTS;
-use hvl_e2e::{Tools, process, proxy};
+use hvl_e2e::{SKIPPED, Skipped, Tools, process, proxy};
 
 /// End-to-end tests of hvl: real processes, and the emulated board.
 #[derive(Parser)]
@@ -86,6 +86,10 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Skipped>() => {
+            println!("SKIPPED: {error:#}");
+            ExitCode::from(SKIPPED)
+        }
         Err(error) => {
             eprintln!("hvl-e2e: {error:#}");
             ExitCode::FAILURE

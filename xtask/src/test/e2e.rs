@@ -1,11 +1,17 @@
 //! The end-to-end tests of `tests/e2e`: built here, given the programs and the emulator, and run as one process each.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use hvl_test_board::Launch;
-use std::{env, process::Command};
+use std::{
+    env,
+    process::{Command, Stdio},
+};
 
-use super::Context;
+use super::{Context, Skipped};
 use crate::{paths, process, setup, tied};
+
+/// What hvl-e2e ends with after a test that cannot run here.
+const SKIPPED: i32 = 77;
 
 /// Runs one by its name.
 pub fn run(context: &Context, name: &str) -> Result<()> {
@@ -34,8 +40,18 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
     if name.starts_with("net-") {
         setup::network()?.offer(&mut test)?;
     }
-    process::run(&mut tied::tie(&test, tied::Death::Kill)?).with_context(|| {
-        let with = firmware.unwrap_or("the shell as a process");
-        format!("{name} with {with}: see above; logs are in {}", paths::run_dir("e2e").join(name).display())
-    })
+    let status = tied::tie(&test, tied::Death::Kill)?
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .context("hvl-e2e could not be started")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(SKIPPED) => bail!(Skipped(format!("{name} cannot run here; see above"))),
+        _ => {
+            let with = firmware.unwrap_or("the shell as a process");
+            let logs = paths::run_dir("e2e").join(name);
+            bail!("{name} with {with} failed ({status}): see above; logs are in {}", logs.display())
+        }
+    }
 }

@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::Tools;
 use crate::guard::Guard;
 use crate::net_guest::{checksum, pattern};
 use crate::pmm::Pmm;
 use crate::process::{self, Running};
 use crate::rig::directory;
+use crate::{Skipped, Tools};
 
 /// Seconds for anything here, on a busy machine.
 const LONG: u64 = 120;
@@ -218,13 +218,12 @@ pub fn joined(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test of this file in a network namespace of its own. `false`: it cannot be had, and why was said.
-pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<bool> {
+/// Runs a test in a network namespace of its own, or says why there cannot be one ([`Skipped`]).
+pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
     for program in ["ip", "unshare"].iter().chain(needs) {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|folder| folder.join(program).is_file()) {
-            println!("{name}: SKIPPED: there is no '{program}' on PATH");
-            return Ok(false);
+            bail!(Skipped(format!("there is no '{program}' on PATH")));
         }
     }
     let root = rustix::process::geteuid().is_root();
@@ -235,12 +234,10 @@ pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<
         unshare.status().is_ok_and(|status| status.success())
     };
     if !inside("ip link set lo up") {
-        println!("{name}: SKIPPED: a network namespace cannot be made (rights?)");
-        return Ok(false);
+        bail!(Skipped("a network namespace cannot be made (rights?)".into()));
     }
     if !inside("ip tuntap add dev hvl0 mode tap") {
-        println!("{name}: SKIPPED: a TAP cannot be made in a network namespace (/dev/net/tun)");
-        return Ok(false);
+        bail!(Skipped("a TAP cannot be made in a network namespace (/dev/net/tun)".into()));
     }
     let mut command = process::command("unshare")?;
     command.args(flags).arg(std::env::current_exe()?).args(["run", name]);
@@ -260,7 +257,7 @@ pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<
     let mut child = Running::spawn(name, &mut command)?;
     let code = child.end(&Guard::new(10 * LONG, name))?;
     ensure!(code == Some(0), "{name} failed in its network namespace; see above");
-    Ok(true)
+    Ok(())
 }
 
 /// Set where the test is in its namespace already.
@@ -309,7 +306,7 @@ fn pour(address: &str, size: u64) -> Result<()> {
 /// A TAP: ping -f without loss, HTTP, and frames of 64 KiB where they were accepted.
 pub fn tap(tools: &Tools) -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
-        return in_namespace(tools, "net-tap", &["ping", "curl"]).map(drop);
+        return in_namespace(tools, "net-tap", &["ping", "curl"]);
     }
     let dir = directory(tools, "tap")?;
     for words in [
@@ -378,7 +375,7 @@ pub fn user(tools: &Tools) -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
         let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
         let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-        return in_namespace(tools, "net-user", needs).map(drop);
+        return in_namespace(tools, "net-user", needs);
     }
     let dir = directory(tools, "user")?;
     // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.

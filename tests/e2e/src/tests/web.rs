@@ -18,7 +18,7 @@ pub fn run(tools: &Tools, name: &str, kind: Kind) -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
         let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
         let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-        return in_namespace(tools, name, needs).map(drop);
+        return in_namespace(tools, name, needs);
     }
     for words in [
         "link set lo up",
