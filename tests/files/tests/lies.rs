@@ -133,6 +133,9 @@ fn another_tag() {
 
 #[test]
 fn an_answer_to_another_question() {
+    // Nothing is looked at in it, so only its number tells.
+    let (_pmm, mut guest) = lied_to(72, |tag, _| message(&Reply::Clunk {}, tag, &[]));
+    assert_eq!(guest.files.mkdir(b"d", 0o755), Err(FileError::Malformed));
     let (_pmm, mut guest) = lied_to(24, |tag, _| message(&Reply::Clunk {}, tag, &[]));
     assert_eq!(guest.files.stat(b"a").map(|_| ()), Err(FileError::Malformed));
 }
