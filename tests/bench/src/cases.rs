@@ -1,4 +1,4 @@
-//! The cases: what is timed, for each contender in the same way, and the limits that no contender can beat.
+//! The cases of the ring: what is timed, for each contender in the same way, and the limits that no contender can beat.
 
 use crate::ends::{Bare, DEPTH, DeviceEnd, DriverEnd, MESSAGE, Message, Ours, Pair, Stock};
 use crate::machine::{Cores, progress};
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Nanoseconds a message, once measured, in memory that all contenders of a round use one after the other: how far a
 /// line is from a core depends on its physical address, and that must be the same for all.
-type Measure = Box<dyn Fn(Arena) -> f64>;
+pub type Measure = Box<dyn Fn(Arena) -> f64>;
 
 /// One case.
 pub struct Case {
@@ -21,17 +21,20 @@ pub struct Case {
     pub name: &'static str,
     /// What it is, for readers.
     pub title: &'static str,
-    /// Our pair, the stock pair, then the limits, each with its name.
+    /// Bytes of a message, where it is their number that matters.
+    pub bytes: Option<usize>,
+    /// Ours, the stock pair if there is one, then the limits, each with its name.
     pub contenders: Vec<(&'static str, Measure)>,
 }
 
-/// All cases. Those that need two processors are left out where there is one.
+/// All cases of the ring. Those that need two processors are left out where there is one.
 pub fn all(cores: Cores) -> Vec<Case> {
     let mut cases = Vec::new();
     if let Some(other) = cores.device {
         cases.push(Case {
             name: "polled",
             title: "polled round trip of 64 B, two cores",
+            bytes: None,
             contenders: vec![
                 ("ours", Box::new(move |arena| round_trip(&Ours(arena), other))),
                 ("stock", Box::new(move |arena| round_trip(&Stock(arena), other))),
@@ -47,6 +50,7 @@ pub fn all(cores: Cores) -> Vec<Case> {
         cases.push(Case {
             name,
             title,
+            bytes: None,
             contenders: vec![
                 ("ours", Box::new(move |arena| ring_work(&Ours(arena), batch))),
                 ("stock", Box::new(move |arena| ring_work(&Stock(arena), batch))),
@@ -59,6 +63,7 @@ pub fn all(cores: Cores) -> Vec<Case> {
         cases.push(Case {
             name: "pipeline",
             title: "pipeline of depth 64, polled, two cores",
+            bytes: None,
             contenders: vec![
                 ("ours", Box::new(move |arena| pipeline(&Ours(arena), other))),
                 ("stock", Box::new(move |arena| pipeline(&Stock(arena), other))),
@@ -68,6 +73,7 @@ pub fn all(cores: Cores) -> Vec<Case> {
         cases.push(Case {
             name: "blocking",
             title: "blocking round trip of 64 B, eventfd both ways, two cores",
+            bytes: None,
             contenders: vec![
                 ("ours", Box::new(move |arena| blocking(&Ours(arena), other))),
                 ("stock", Box::new(move |arena| blocking(&Stock(arena), other))),
@@ -85,8 +91,8 @@ const RING_WORK: u32 = 64_000;
 const PIPELINE: u32 = 64_000;
 const BLOCKING: u32 = 5_000;
 
-/// Times `messages` calls of `one`, after a warm-up.
-fn time(messages: u32, one: impl FnMut(u32)) -> f64 {
+/// Times `messages` calls of `one`, after a warm-up of as many, or of [`WARM_UP`] if that is less.
+pub fn time(messages: u32, one: impl FnMut(u32)) -> f64 {
     let start = Instant::now();
     time_by(move || start.elapsed().as_nanos() as f64, messages, one)
 }
@@ -111,7 +117,7 @@ fn time_by(clock: impl Fn() -> f64, messages: u32, mut one: impl FnMut(u32)) -> 
 }
 
 /// Runs `timed` here and `other` on the other core, until the timed part is over.
-fn beside<T>(core: usize, other: impl FnOnce(&AtomicBool) + Send, timed: impl FnOnce() -> T) -> T {
+pub fn beside<T>(core: usize, other: impl FnOnce(&AtomicBool) + Send, timed: impl FnOnce() -> T) -> T {
     let (stop, ready) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -1,19 +1,23 @@
-//! `hvl-bench`: what a message through the ring costs.
+//! `hvl-bench`: what a message through the ring costs, and what files, sockets and frames cost that go over a link.
 //!
 //! Our pair of halves, the stock pair (`virtio-drivers` driving, `virtio-queue` serving), and limits that no ring can
-//! beat do the same work ([`cases`]), in turn within each of many rounds ([`run`]). Times are medians over rounds;
+//! beat do the same work ([`cases`]); so do whole links and the system calls that they end in ([`traffic`]); in turn within each of many rounds ([`run`]). Times are medians over rounds;
 //! comparisons are medians of the ratios *within* rounds, with their quartiles: what slows the machine down for a
 //! while slows both down. The machine is watched ([`machine::Watch`]), and a busy one marks the results.
 
 mod cases;
 mod ends;
+mod links;
 mod machine;
 mod report;
 mod stats;
+mod tap;
+mod traffic;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use hvl_oracle::Arena;
+use links::Place;
 use machine::{Cores, Machine, Watch};
 use report::{Outcome, Report};
 use std::path::PathBuf;
@@ -21,7 +25,10 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Measures the ring beside the stock pair of queues and beside what memory and kernel cost alone.
+/// Measures the ring beside the stock pair of queues and beside what memory and kernel cost alone, and what goes over a
+/// link beside the system calls that it ends in.
+///
+/// The network's cases use a TAP in a network namespace of the program's own, which it enters before anything else.
 #[derive(Parser)]
 #[command(name = "hvl-bench", version)]
 struct Options {
@@ -32,7 +39,7 @@ struct Options {
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
     /// Only this case; may be given several times.
-    #[arg(long, value_name = "CASE", value_parser = ["polled", "batch-1", "batch-32", "pipeline", "blocking"])]
+    #[arg(long, value_name = "CASE", value_parser = RING.into_iter().chain(traffic::NAMES).collect::<Vec<_>>())]
     only: Vec<String>,
     /// Write everything, each round's numbers too, as JSON.
     #[arg(long, value_name = "FILE")]
@@ -45,6 +52,8 @@ struct Options {
     check: bool,
 }
 
+/// The cases of the ring.
+const RING: [&str; 5] = ["polled", "batch-1", "batch-32", "pipeline", "blocking"];
 /// Rounds of `--quick`.
 const QUICK: u16 = 5;
 /// Longest time without progress: a round of the slowest contender takes a hundredth of it, even on a busy machine.
@@ -69,9 +78,21 @@ fn run(options: &Options) -> Result<Report> {
     }
     let machine = Machine::here();
     let cores = Cores::choose();
-    let mut cases = cases::all(cores);
-    cases.retain(|case| options.only.is_empty() || options.only.iter().any(|name| name == case.name));
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    // Before there is a second thread, which would not come along.
+    let namespace = if tap::NAMES.iter().any(|name| wanted(name)) { tap::enter() } else { Ok(()) };
+    let now = |name: &str, what: &str| {
+        if let Ok(mut now) = NOW.lock() {
+            *now = format!("{name}, {what}");
+        }
+    };
     machine::guard(HANG, &|| NOW.lock().map_or_else(|_| String::new(), |now| now.clone()));
+    let mut cases = cases::all(cores);
+    cases.retain(|case| wanted(case.name));
+    now("the links", "their start");
+    let place = Place::new()?;
+    let (traffic, skipped) = traffic::all(cores, &place, &wanted, namespace)?;
+    cases.extend(traffic);
     Cores::pin(cores.driver);
 
     let rounds = usize::from(if options.quick { QUICK } else { options.rounds });
@@ -87,9 +108,7 @@ fn run(options: &Options) -> Result<Report> {
             for turn in 0..contenders {
                 let which = (round + turn) % contenders;
                 let (name, measure) = &case.contenders[which];
-                if let Ok(mut now) = NOW.lock() {
-                    *now = format!("{}, {name}", case.name);
-                }
+                now(case.name, name);
                 samples[which].push(measure(arena));
             }
         }
@@ -98,9 +117,9 @@ fn run(options: &Options) -> Result<Report> {
     eprintln!();
     let outcomes = cases.iter().zip(samples).filter_map(|(case, samples)| {
         let named = case.contenders.iter().map(|(name, _)| *name).zip(samples).collect();
-        Outcome::new(case.name, case.title, named)
+        Outcome::new(case, named)
     });
-    Ok(Report { machine, rounds, cases: outcomes.collect(), quiet: watch.end() })
+    Ok(Report { machine, rounds, cases: outcomes.collect(), quiet: watch.end(), skipped })
 }
 
 fn deliver(options: &Options, report: &Report) -> Result<ExitCode> {
@@ -112,8 +131,11 @@ fn deliver(options: &Options, report: &Report) -> Result<ExitCode> {
     if let Some(page) = &options.markdown {
         report.write_page(page)?;
     }
-    let lost: Vec<&str> = report.cases.iter().filter(|case| !case.won()).map(|case| case.name).collect();
-    if lost.is_empty() {
+    let lost: Vec<&str> =
+        report.cases.iter().filter(|case| case.won() == Some(false)).map(|case| case.name).collect();
+    if report.cases.iter().all(|case| case.stock.is_none()) {
+        println!("\nNothing was measured beside the stock pair.");
+    } else if lost.is_empty() {
         println!("\nThe ring beats the stock pair in every case.");
     } else {
         println!("\nThe ring does not beat the stock pair in: {}.", lost.join(", "));

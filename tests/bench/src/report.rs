@@ -1,5 +1,6 @@
 //! What was measured, as text, JSON, a part of a Markdown page, and a picture.
 
+use crate::cases::Case;
 use crate::machine::{Machine, Quiet};
 use crate::stats::Spread;
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,8 @@ pub struct Report {
     pub rounds: usize,
     /// What came out.
     pub cases: Vec<Outcome>,
+    /// What could not be measured, and why.
+    pub skipped: Option<String>,
 }
 
 /// Of one case.
@@ -27,11 +30,13 @@ pub struct Outcome {
     pub name: &'static str,
     /// Its title.
     pub title: &'static str,
-    /// Our pair.
+    /// Bytes of a message, where it is their number that matters.
+    pub bytes: Option<usize>,
+    /// Ours.
     pub ours: Contender,
-    /// The stock pair.
-    pub stock: Contender,
-    /// What neither can beat.
+    /// The stock pair, for a case of the ring.
+    pub stock: Option<Contender>,
+    /// What none of them can beat.
     pub limits: Vec<Contender>,
 }
 
@@ -44,39 +49,55 @@ pub struct Contender {
     pub nanoseconds: Spread,
     /// Our time over its time, within rounds.
     pub ours_over_it: Spread,
-    /// Its time over the stock pair's, within rounds.
-    pub it_over_stock: Spread,
+    /// Its time over the stock pair's, within rounds, if there is one.
+    pub it_over_stock: Option<Spread>,
     /// Nanoseconds a message in each round.
     pub samples: Vec<f64>,
 }
 
 impl Outcome {
-    /// From the samples of ours, stock, and the limits.
-    pub fn new(
-        name: &'static str,
-        title: &'static str,
-        samples: Vec<(&'static str, Vec<f64>)>,
-    ) -> Option<Outcome> {
-        let ([(_, ours), (_, stock)], _) = samples.split_at_checked(2)? else { return None };
-        let (ours, stock) = (ours.clone(), stock.clone());
+    /// From the samples of ours, stock if there is one, and the limits.
+    pub fn new(case: &Case, samples: Vec<(&'static str, Vec<f64>)>) -> Option<Outcome> {
+        let (_, ours) = samples.first()?.clone();
+        let stock = samples.get(1).filter(|(name, _)| *name == STOCK).map(|(_, stock)| stock.clone());
         let mut contenders = samples.into_iter().map(|(name, samples)| Contender {
             name,
             nanoseconds: Spread::of(&samples),
             ours_over_it: Spread::of_ratios(&ours, &samples),
-            it_over_stock: Spread::of_ratios(&samples, &stock),
+            it_over_stock: stock.as_ref().map(|stock| Spread::of_ratios(&samples, stock)),
             samples,
         });
         Some(Outcome {
-            name,
-            title,
+            name: case.name,
+            title: case.title,
+            bytes: case.bytes,
             ours: contenders.next()?,
-            stock: contenders.next()?,
+            stock: if stock.is_some() { contenders.next() } else { None },
             limits: contenders.collect(),
         })
     }
-    /// Whether ours is faster than the stock pair in at least three quarters of the rounds.
-    pub fn won(&self) -> bool {
-        self.stock.ours_over_it.high < 1.0
+    /// Whether ours is faster than the stock pair in at least three quarters of the rounds; nothing where that did not run.
+    pub fn won(&self) -> Option<bool> {
+        Some(self.stock.as_ref()?.ours_over_it.high < 1.0)
+    }
+    /// A contender's time, and how many bytes a second that is.
+    fn pace(&self, contender: &Contender) -> String {
+        let spread = contender.nanoseconds;
+        match self.bytes {
+            Some(bytes) => format!("{}, {}", time(spread), rate(bytes as f64 / spread.median)),
+            None => time(spread),
+        }
+    }
+}
+
+/// The contender that is compared with.
+pub const STOCK: &str = "stock";
+
+/// Bytes a nanosecond with as many digits as mean something.
+fn rate(gigabytes: f64) -> String {
+    match gigabytes {
+        fast if fast >= 1.0 => format!("{fast:.2} GB/s"),
+        slow => format!("{:.0} MB/s", slow * 1000.0),
     }
 }
 
@@ -107,6 +128,7 @@ impl Report {
         if *cores < 2 {
             lines.push("SKIPPED: the cases with two cores, because there is one.".into());
         }
+        lines.extend(self.skipped.clone());
         lines.extend(self.quiet.warning.clone());
         lines
     }
@@ -116,12 +138,10 @@ impl Report {
         let mut out = self.conditions().join("\n") + "\n";
         for case in &self.cases {
             out += &format!("\n{}: {}\n", case.name, case.title);
-            for contender in [&case.ours, &case.stock].into_iter().chain(&case.limits) {
-                let against = match contender.name {
-                    "ours" => String::new(),
-                    _ => format!("  ours / it {}", ratio(contender.ours_over_it)),
-                };
-                out += &format!("  {:32}{:>10}{against}\n", contender.name, time(contender.nanoseconds));
+            out += &format!("  {:32}{:>10}\n", case.ours.name, case.pace(&case.ours));
+            for contender in case.stock.iter().chain(&case.limits) {
+                let (pace, against) = (case.pace(contender), ratio(contender.ours_over_it));
+                out += &format!("  {:32}{pace:>10}  {} / it {against}\n", contender.name, case.ours.name);
             }
         }
         out
@@ -136,17 +156,47 @@ impl Report {
         for line in self.conditions().iter().filter(|line| Some(*line) != self.quiet.warning.as_ref()) {
             out += &format!("- {line}\n");
         }
-        out += "\n| case | ours | stock | ours ÷ stock | limit | | ours ÷ limit |\n|---|---|---|---|---|---|---|\n";
-        for case in &self.cases {
-            let (name, ours, stock) = (case.title, time(case.ours.nanoseconds), time(case.stock.nanoseconds));
-            let mut left = format!("{name} | {ours} | {stock} | **{}**", ratio(case.stock.ours_over_it));
+        if self.rings().next().is_some() {
+            out += &self.table_of_rings();
+            out += &format!("\n![Time a message over the stock pair's, case by case]({picture})\n");
+        }
+        if self.cases.iter().any(|case| case.stock.is_none()) {
+            out += &self.table_of_links();
+        }
+        out
+    }
+
+    fn table_of_rings(&self) -> String {
+        let mut out: String =
+            "\n| case | ours | stock | ours ÷ stock | limit | | ours ÷ limit |\n|---|---|---|---|---|---|---|\n".into();
+        for (case, stock) in self.rings() {
+            let (name, ours, versus) = (case.title, time(case.ours.nanoseconds), ratio(stock.ours_over_it));
+            let mut left = format!("{name} | {ours} | {} | **{versus}**", time(stock.nanoseconds));
             for limit in &case.limits {
                 let (time, ratio) = (time(limit.nanoseconds), ratio(limit.ours_over_it));
                 out += &format!("| {left} | {} | {time} | {ratio} |\n", limit.name);
                 left = " | | | ".into();
             }
         }
-        out + &format!("\n![Time a message over the stock pair's, case by case]({picture})\n")
+        out
+    }
+
+    fn table_of_links(&self) -> String {
+        let mut out: String =
+            "\n| over a link | ours | alone | | ours ÷ alone |\n|---|---|---|---|---|\n".into();
+        for case in self.cases.iter().filter(|case| case.stock.is_none()) {
+            for limit in &case.limits {
+                let (ours, alone, ratio) =
+                    (case.pace(&case.ours), case.pace(limit), ratio(limit.ours_over_it));
+                out += &format!("| {} | {ours} | {} | {alone} | **{ratio}** |\n", case.title, limit.name);
+            }
+        }
+        out
+    }
+
+    /// The cases with a stock pair, and that.
+    fn rings(&self) -> impl Iterator<Item = (&Outcome, &Contender)> {
+        self.cases.iter().filter_map(|case| Some((case, case.stock.as_ref()?)))
     }
 
     /// Puts the results into a Markdown page, and the picture beside it.
@@ -157,6 +207,9 @@ impl Report {
         let results = self.markdown(&name);
         std::fs::write(page, format!("{before}{BEGIN}\n{results}{END}{after}"))
             .with_context(|| format!("cannot write {}", page.display()))?;
+        if self.rings().next().is_none() {
+            return Ok(());
+        }
         self.draw(&picture).with_context(|| format!("cannot draw {}", picture.display()))
     }
 
@@ -165,12 +218,11 @@ impl Report {
         const ROW: i32 = 64;
         const BLUE: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
         const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
-        let rows = i32::try_from(self.cases.len()).unwrap_or(i32::MAX);
+        let rows = i32::try_from(self.rings().count()).unwrap_or(i32::MAX);
         let size = (900, u32::try_from(ROW.saturating_mul(rows).saturating_add(110)).unwrap_or(1000));
         let root = SVGBackend::new(path, size).into_drawing_area();
         root.fill(&WHITE)?;
-        let furthest =
-            self.cases.iter().map(|case| case.ours.it_over_stock.high).fold(1.1, f64::max).min(2.0);
+        let furthest = self.rings().map(|(_, stock)| stock.ours_over_it.high).fold(1.1, f64::max).min(2.0);
         let mut chart = ChartBuilder::on(&root)
             .caption("Time a message, as a part of the stock pair's", ("sans-serif", 20))
             .margin(16)
@@ -186,10 +238,10 @@ impl Report {
             .label_style(("sans-serif", 13))
             .draw()?;
         chart.draw_series([PathElement::new([(1.0, 0), (1.0, rows * ROW)], GREY.stroke_width(2))])?;
-        for (case, row) in self.cases.iter().zip((0..rows).rev()) {
+        for ((case, stock), row) in self.rings().zip((0..rows).rev()) {
             let (low, high) = (row * ROW + 12, row * ROW + 34);
             let middle = (low + high) / 2;
-            let spread = case.ours.it_over_stock;
+            let spread = stock.ours_over_it;
             chart.draw_series([Rectangle::new(
                 [(0.0, low), (spread.median, high)],
                 BLUE.mix(0.55).filled(),
@@ -203,14 +255,11 @@ impl Report {
             chart.draw_series(
                 case.limits
                     .iter()
-                    .map(|limit| Circle::new((limit.it_over_stock.median, middle), 5, GREY.stroke_width(2))),
+                    .filter_map(|limit| limit.it_over_stock)
+                    .map(|spread| Circle::new((spread.median, middle), 5, GREY.stroke_width(2))),
             )?;
-            let label = format!(
-                "{}: {} of {}",
-                case.title,
-                time(case.ours.nanoseconds),
-                time(case.stock.nanoseconds)
-            );
+            let (ours, stock) = (time(case.ours.nanoseconds), time(stock.nanoseconds));
+            let label = format!("{}: {ours} of {stock}", case.title);
             chart.draw_series([Text::new(label, (0.005, high + 20), ("sans-serif", 15))])?;
         }
         if let Some(warning) = &self.quiet.warning {
@@ -240,6 +289,10 @@ const END: &str = "<!-- results: end -->";
 mod tests {
     use super::*;
 
+    fn case(name: &'static str, title: &'static str, bytes: Option<usize>) -> Case {
+        Case { name, title, bytes, contenders: Vec::new() }
+    }
+
     fn report() -> Report {
         let samples =
             vec![("ours", vec![10.0, 11.0]), ("stock", vec![20.0, 22.0]), ("a limit", vec![5.0, 5.5])];
@@ -247,7 +300,17 @@ mod tests {
             machine: Machine::here(),
             quiet: Quiet { others_percent: 50.0, unsteady_percent: 0.0, warning: Some("Too busy.".into()) },
             rounds: 2,
-            cases: vec![Outcome::new("polled", "a round trip", samples).expect("ours and stock are there")],
+            cases: [
+                Outcome::new(&case("polled", "a round trip", None), samples),
+                Outcome::new(
+                    &case("9p", "a read", Some(1000)),
+                    vec![("9p", vec![500.0, 500.0]), ("pread", vec![250.0, 250.0])],
+                ),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            skipped: Some("SKIPPED: a case: no rights.".into()),
         }
     }
 
@@ -266,15 +329,19 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| **0.50 (0.50–0.50)** | a limit | 5.2 ns | 2.00 (2.00–2.00) |"), "{text}");
+        let link = "| a read | 500 ns, 2.00 GB/s | pread | 250 ns, 4.00 GB/s | **2.00 (2.00–2.00)** |";
+        assert!(text.contains(link) && text.contains("- SKIPPED: a case: no rights."), "{text}");
         assert!(text.contains("Too busy.") && picture.contains("Too busy."), "a busy machine is marked");
     }
 
     #[test]
     fn only_three_quarters_of_the_rounds_are_a_win() {
         let outcome = |ours: Vec<f64>| {
-            Outcome::new("", "", vec![("ours", ours), ("stock", vec![1.0; 4])]).expect("both are there").won()
+            let samples = vec![("ours", ours), ("stock", vec![1.0; 4])];
+            Outcome::new(&case("", "", None), samples).expect("both are there").won()
         };
-        assert!(outcome(vec![0.5, 0.5, 0.5, 0.9]));
-        assert!(!outcome(vec![0.5, 0.5, 2.0, 2.0]));
+        assert_eq!(outcome(vec![0.5, 0.5, 0.5, 0.9]), Some(true));
+        assert_eq!(outcome(vec![0.5, 0.5, 2.0, 2.0]), Some(false));
+        assert!(report().cases.iter().map(Outcome::won).eq([Some(true), None]), "no stock pair, no winner");
     }
 }
