@@ -147,8 +147,9 @@ pub struct LinkOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doorbell: Option<Doorbell>,
 
-    /// Let the guest use a directory of this host, read-only with ',ro'; it mounts it by TAG; may repeat
-    #[arg(long = "9p", value_name = "DIR,TAG[,ro]", action = clap::ArgAction::Append, help_heading = "Devices")]
+    /// Let the guest use a directory of this host, which it mounts by TAG; with ',ro' it can change nothing, with
+    /// ',squash' every file appears to belong to whoever runs pmm; may repeat
+    #[arg(long = "9p", value_name = "DIR,TAG[,ro][,squash]", action = clap::ArgAction::Append, help_heading = "Devices")]
     #[serde(rename = "9p", skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<SharedDirectory>,
     /// Largest size of the queue of each directory; a power of two from 2 to 1024 [default: 16]

@@ -247,19 +247,32 @@ pub struct SharedDirectory {
     pub tag: String,
     /// Whether the guest may change nothing.
     pub read_only: bool,
+    /// Whether every file appears to belong to whoever runs this program, and owners cannot be changed.
+    pub squash: bool,
 }
 
 impl FromStr for SharedDirectory {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<SharedDirectory, BadValue> {
-        let (rest, read_only) = text.strip_suffix(",ro").map_or((text, false), |rest| (rest, true));
+        let (mut rest, mut read_only, mut squash) = (text, false, false);
+        loop {
+            rest = if let Some(before) = rest.strip_suffix(",ro") {
+                read_only = true;
+                before
+            } else if let Some(before) = rest.strip_suffix(",squash") {
+                squash = true;
+                before
+            } else {
+                break;
+            };
+        }
         // The tag cannot hold a comma, so the directory may.
         let (path, tag) = match rest.rsplit_once(',') {
             Some((path, tag)) if !path.is_empty() && !tag.is_empty() => (path, tag),
             _ => {
                 return Err(BadValue(
-                    "write DIR,TAG or DIR,TAG,ro: a directory, and what the guest calls it".into(),
+                    "write DIR,TAG, with ,ro or ,squash behind it if you like: a directory, and what the guest calls it".into(),
                 ));
             }
         };
@@ -269,13 +282,15 @@ impl FromStr for SharedDirectory {
                 "the tag has {long} bytes, and a guest takes {MAX_MOUNT_TAG}: use a shorter one"
             )));
         }
-        Ok(SharedDirectory { path: path.into(), tag: tag.into(), read_only })
+        Ok(SharedDirectory { path: path.into(), tag: tag.into(), read_only, squash })
     }
 }
 
 impl fmt::Display for SharedDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{}{}", self.path.display(), self.tag, if self.read_only { ",ro" } else { "" })
+        write!(f, "{},{}", self.path.display(), self.tag)?;
+        f.write_str(if self.read_only { ",ro" } else { "" })?;
+        f.write_str(if self.squash { ",squash" } else { "" })
     }
 }
 
@@ -410,11 +425,11 @@ mod tests {
 
     #[test]
     fn directories_print_as_they_are_written() {
-        for text in ["/srv,srv", "/a,b,c", ".,host,ro", "/tmp,/tmp"] {
+        for text in ["/srv,srv", "/a,b,c", ".,host,ro", "/tmp,/tmp", "/a,b,squash", "/a,b,ro,squash"] {
             assert_eq!(text.parse::<SharedDirectory>().unwrap().to_string(), text);
         }
         let long = format!("/srv,{}", "x".repeat(65));
-        for text in ["", "/srv", "/srv,", ",tag", ",ro", "/srv,ro", &long] {
+        for text in ["", "/srv", "/srv,", ",tag", ",ro", "/srv,ro", "/srv,squash", &long] {
             assert!(text.parse::<SharedDirectory>().is_err(), "{text}");
         }
     }
