@@ -1,7 +1,7 @@
 //! Links as they are used: the PMM with its event loop, devices and workers, and a board on which the frontend runs, all
 //! in this process. A link's two sides share a memfd and wake each other by eventfds.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use hvl_frontend::{Board, Clock, Doorbell, Instant, Wait};
 use hvl_pmm::doorbell::EventDoorbell;
 use hvl_pmm::options::{self, DeviceDescription, LinkDescription, LogOptions, Memory, Run};
@@ -64,6 +64,21 @@ impl Wire {
         if until != Some(Instant::UNKNOWN) {
             self.wait_for_doorbell(until);
         }
+    }
+}
+
+/// How long a link may take to come up, in microseconds.
+const START: u64 = 10_000_000;
+
+impl Wire {
+    /// Waits until a link is up in the sense of `ready`.
+    pub fn until(&self, what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let end = self.now().plus(START);
+        while !ready() {
+            ensure!(self.now() < end, "{what} did not come up within {} s", START / 1_000_000);
+            self.wait_for_doorbell(Some(self.now().plus(10_000)));
+        }
+        Ok(())
     }
 }
 

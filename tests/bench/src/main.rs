@@ -86,13 +86,18 @@ fn run(options: &Options) -> Result<Report> {
             *now = format!("{name}, {what}");
         }
     };
-    machine::guard(HANG, &|| NOW.lock().map_or_else(|_| String::new(), |now| now.clone()));
     let mut cases = cases::all(cores);
     cases.retain(|case| wanted(case.name));
-    now("the links", "their start");
-    let place = Place::new()?;
-    let (traffic, skipped) = traffic::all(cores, &place, &wanted, namespace)?;
-    cases.extend(traffic);
+    let place = traffic::NAMES.iter().any(|name| wanted(name)).then(Place::new).transpose()?;
+    let mut skipped = None;
+    if let Some(place) = &place {
+        let (traffic, why) = traffic::all(cores, place, &wanted, namespace)?;
+        cases.extend(traffic);
+        skipped = why;
+    }
+    // After the links, whose PMM takes the signals: in a thread that does not leave them to it they would end the
+    // program with its directory left behind.
+    machine::guard(HANG, &|| NOW.lock().map_or_else(|_| String::new(), |now| now.clone()));
     Cores::pin(cores.driver);
 
     let rounds = usize::from(if options.quick { QUICK } else { options.rounds });

@@ -144,9 +144,7 @@ pub fn cases(place: &Place, core: usize) -> Result<Vec<Case>> {
     let link = Link::attach(leak(LinkStorage::NEW), wire.clone()).map_err(|error| anyhow!("{error:?}"))?;
     let storage = leak(NetStorage::<64, 64>::NEW);
     let mut net = Net::open(&link, storage, Options::default()).map_err(|error| anyhow!("{error:?}"))?;
-    while !net.is_up() {
-        wire.rest(net.next_deadline());
-    }
+    wire.until("the card", || net.is_up())?;
     let card: Rc<RefCell<dyn Cable>> = Rc::new(RefCell::new(Card { wire, net }));
     let bare: Rc<RefCell<dyn Cable>> = Rc::new(RefCell::new(bare));
 

@@ -20,7 +20,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The names of these cases.
 pub const NAMES: [&str; 10] = [
@@ -303,22 +303,21 @@ fn connect(place: &Place) -> Result<(Sockets, UnixStream)> {
     let storage = leak(VsockStorage::<2, CHUNK>::NEW);
     let mut vsock = Vsock::open(&link, storage).map_err(|error| anyhow!("{error:?}"))?;
     vsock.listen(PORT, 1)?;
-    while vsock.cid().is_err() {
-        wire.rest(vsock.next_deadline());
-    }
+    wire.until("the device", || vsock.cid().is_ok())?;
     let mut client = UnixStream::connect(&path)?;
     client.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
-    let socket = loop {
-        match vsock.accept(PORT) {
-            Ok((socket, _)) => break socket,
-            Err(SocketError::WouldBlock) => wire.rest(vsock.next_deadline()),
-            Err(error) => return Err(error.into()),
-        }
-    };
+    let mut accepted = None;
+    wire.until("a connection", || {
+        accepted = vsock.accept(PORT).ok();
+        accepted.is_some()
+    })?;
+    let (socket, _) = accepted.context("a connection that is there")?;
+    client.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut byte = [0];
     while byte != *b"\n" {
         client.read_exact(&mut byte).context("the multiplexer's answer")?;
     }
+    client.set_read_timeout(None)?;
     Ok((Sockets { wire, vsock, socket }, client))
 }
 
