@@ -77,11 +77,11 @@ without! {
     a_kick_is_lost_without_the_drivers_settle_after_publishing:
         Driver, "publish", Settle, |w| traffic(Traffic::SINGLE, w) => LOST;
     a_completion_is_seen_half_without_the_drivers_observe:
-        Driver, "pop", Observe, |w| traffic(Traffic::SINGLE, w) => TORN;
+        Driver, "used_index", Observe, |w| traffic(Traffic::SINGLE, w) => TORN;
     a_call_is_lost_without_the_drivers_settle_before_sleeping:
         Driver, "arm", Settle, |w| traffic(Traffic::SINGLE, w) => LOST;
-    an_old_word_is_read_without_the_observe_of_has_used:
-        Driver, "has_used", Observe, |w| look(Look::HasUsed, w) => TORN;
+    an_old_word_is_read_without_the_drivers_observe:
+        Driver, "used_index", Observe, |w| look(Look::HasUsed, w) => TORN;
     a_completion_is_seen_half_without_the_devices_publish:
         Device, "publish", Publish, |w| traffic(Traffic::SINGLE, w) => TORN;
     a_call_is_lost_without_the_devices_settle_after_publishing:
@@ -105,5 +105,7 @@ fn every_barrier_of_the_ring_has_a_test() {
     let mut tried = TRIED.to_vec();
     found.sort_unstable();
     tried.sort_unstable();
+    // One that serves two callers is tried with each.
+    tried.dedup();
     assert_eq!(found, tried, "left: in the ring's source; right: with a test that takes it away");
 }
