@@ -76,19 +76,21 @@ impl Work {
         Some(job)
     }
 
-    /// Files what became of a job, and keeps its memory.
-    fn finish(&mut self, job: Job, answer: Vec<u8>) {
+    /// Files what became of a job, and keeps its memory. `true`: it was the last change of an earlier generation.
+    fn finish(&mut self, job: Job, answer: Vec<u8>) -> bool {
         if job.changes {
             let under_way =
                 if job.generation == self.generation { &mut self.changes } else { &mut self.old_changes };
             *under_way = under_way.saturating_sub(1);
         }
         self.keep(job.request);
-        if job.generation == self.generation {
+        let current = job.generation == self.generation;
+        if current {
             self.done.push(Done { generation: job.generation, id: job.id, answer });
         } else {
             self.keep(answer);
         }
+        job.changes && !current && self.old_changes == 0
     }
 
     fn keep(&mut self, mut bytes: Vec<u8>) {
@@ -125,10 +127,12 @@ impl Room {
                 refuse(&job.request, Errno::MSGSIZE, &mut answer);
             }
             work = self.work();
-            work.finish(job, answer);
+            let freed = work.finish(job, answer);
             self.waker.wake();
-            // A change that waited for this one may begin.
-            self.news.notify_all();
+            if freed {
+                // Changes that waited for it may begin.
+                self.news.notify_all();
+            }
         }
     }
 }
