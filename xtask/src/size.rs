@@ -100,6 +100,12 @@ pub fn run(options: &Options) -> Result<()> {
     for (name, image, limit) in [("console + rng", &link, LIMIT), ("all five drivers", &all, LIMIT_ALL)] {
         let price = image.text.saturating_sub(base.text);
         println!("{name} with ring and link: {price} of {limit} bytes of text, no heap");
+        let loaded = image.data.saturating_sub(base.data);
+        if loaded != 0 {
+            above.push(format!(
+                "{name} have {loaded} bytes of data that is loaded: their storage is not all zeros"
+            ));
+        }
         if price > limit {
             above.push(format!("{name} with ring and link take {price} bytes of text; the limit is {limit}"));
         }

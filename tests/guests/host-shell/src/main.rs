@@ -178,7 +178,11 @@ fn serve<'s>(storage: &'s LinkStorage<'s>, devices: &'s mut Storage, process: &P
     let mut files = Files::open(&link, &mut devices.files, p9::Options::default())?;
     let net = Net::open(&link, &mut devices.net, net::Options { checksums: true, ..Default::default() })?;
     // Static on a board; here each start has its own, which is never freed: 100 KiB at the most.
-    let mut network = Network::new(net, Box::leak(Box::new(network::Storage::NEW)));
+    let mut network = Network::new(
+        net,
+        Box::leak(Box::new(network::Storage::NEW)),
+        Box::leak(Box::new(network::Buffers::NEW)),
+    );
     let mut vsock = Vsock::open(&link, &mut devices.vsock)?;
     let mut work = vec![0; 32 << 10];
     let mut shell = Shell::new::<Process>();

@@ -29,6 +29,7 @@ static FILES: ConstStaticCell<FilesStorage> = ConstStaticCell::new(FilesStorage:
 static NET: ConstStaticCell<NetStorage> = ConstStaticCell::new(NetStorage::NEW);
 static VSOCK: ConstStaticCell<VsockStorage> = ConstStaticCell::new(VsockStorage::NEW);
 static NETWORK: ConstStaticCell<network::Storage> = ConstStaticCell::new(network::Storage::NEW);
+static BUFFERS: ConstStaticCell<network::Buffers> = ConstStaticCell::new(network::Buffers::NEW);
 /// Data on its way.
 static WORK: ConstStaticCell<[u8; 32 << 10]> = ConstStaticCell::new([0; 32 << 10]);
 /// The shell has run.
@@ -52,7 +53,7 @@ fn run() -> Result<core::convert::Infallible, &'static str> {
     let mut files = files.map_err(|_| "no file device")?;
     let options = net::Options { checksums: true, ..net::Options::default() };
     let net = Net::open(&link, NET.take(), options).map_err(|_| "no network card")?;
-    let mut network = Network::new(net, NETWORK.take());
+    let mut network = Network::new(net, NETWORK.take(), BUFFERS.take());
     let mut vsock = Vsock::open(&link, VSOCK.take()).map_err(|_| "no sockets")?;
     let work = WORK.take();
     let mut shell = Shell::new::<R5>();

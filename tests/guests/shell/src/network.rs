@@ -36,6 +36,10 @@ const ROUNDS: usize = 32;
 pub struct Storage {
     sockets: [SocketStorage<'static>; SOCKETS],
     echo_marks: [[icmp::PacketMetadata; 4]; 2],
+}
+
+/// Memory for what is on its way. Apart, because it is all zeros: a board keeps it out of its image.
+pub struct Buffers {
     echoes: [[u8; ECHOES]; 2],
     streams: [[[u8; BUFFER]; 2]; 1 + http::CONNECTIONS],
     frames: [[u8; FRAME]; 2],
@@ -47,6 +51,12 @@ impl Storage {
     pub const NEW: Self = Storage {
         sockets: [SocketStorage::EMPTY; SOCKETS],
         echo_marks: [[icmp::PacketMetadata::EMPTY; 4]; 2],
+    };
+}
+
+impl Buffers {
+    /// Memory that nothing is in yet.
+    pub const NEW: Self = Buffers {
         echoes: [[0; ECHOES]; 2],
         streams: [[[0; BUFFER]; 2]; 1 + http::CONNECTIONS],
         frames: [[0; FRAME]; 2],
@@ -85,8 +95,13 @@ pub struct Network<'s, B> {
 
 impl<'s, B: Machine> Network<'s, B> {
     /// A network on this card.
-    pub fn new(net: Net<'s, B>, storage: &'static mut Storage) -> Network<'s, B> {
-        let Storage { sockets, echo_marks, echoes, streams, frames, page } = storage;
+    pub fn new(
+        net: Net<'s, B>,
+        storage: &'static mut Storage,
+        buffers: &'static mut Buffers,
+    ) -> Network<'s, B> {
+        let Storage { sockets, echo_marks } = storage;
+        let Buffers { echoes, streams, frames, page } = buffers;
         let mut sockets = SocketSet::new(&mut sockets[..]);
         let dhcp = sockets.add(dhcpv4::Socket::new());
         let [in_marks, out_marks] = echo_marks;

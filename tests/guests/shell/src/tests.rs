@@ -164,7 +164,11 @@ impl World {
         let files = Files::open(&link, files_storage, FilesOptions::default()).unwrap();
         let net_storage: &mut NetStorage = Box::leak(Box::default());
         let net = Net::open(&link, net_storage, hvl_frontend::device::net::Options::default()).unwrap();
-        let network = Network::new(net, Box::leak(Box::new(crate::network::Storage::NEW)));
+        let network = Network::new(
+            net,
+            Box::leak(Box::new(crate::network::Storage::NEW)),
+            Box::leak(Box::new(crate::network::Buffers::NEW)),
+        );
         let vsock_storage: &mut VsockStorage = Box::leak(Box::default());
         let vsock = Vsock::open(&link, vsock_storage).unwrap();
         let mut world = World {
