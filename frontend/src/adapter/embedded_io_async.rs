@@ -43,7 +43,7 @@ impl<'c, 's, B: AsyncBoard> AsyncConsole<'c, 's, B> {
 }
 
 /// Sleeps unless there is more to do; then it lets other tasks run first.
-async fn sleep<B: AsyncBoard>(board: B, deadline: Option<Instant>) {
+pub(super) async fn sleep<B: AsyncBoard>(board: B, deadline: Option<Instant>) {
     if deadline == Some(Instant::UNKNOWN) {
         yield_now().await;
     } else {
@@ -52,7 +52,7 @@ async fn sleep<B: AsyncBoard>(board: B, deadline: Option<Instant>) {
 }
 
 /// Lets other tasks run once.
-async fn yield_now() {
+pub(super) async fn yield_now() {
     let mut yielded = false;
     core::future::poll_fn(|context| {
         if core::mem::replace(&mut yielded, true) {

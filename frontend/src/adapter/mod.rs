@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `embedded-io` | [`embedded_io`] | embedded-io 0.7: `Read`, `Write`, `ReadReady`, `WriteReady` |
 //! | `embedded-io-async` | [`embedded_io_async`] | embedded-io-async 0.7: `Read`, `Write` |
+//! | either of these | [`vsock`] | the same for streams of sockets |
 //! | `rand_core` | [`rand_core`] | rand_core 0.10: `TryRng` |
 //! | `smoltcp` | [`smoltcp`] | smoltcp 0.14: `phy::Device` |
 //! | `embassy-net-driver` | [`embassy_net_driver`] | embassy-net-driver 0.2: `Driver` |
@@ -25,6 +26,8 @@ pub mod rand_core;
 pub mod smoltcp;
 #[cfg(feature = "virtio-drivers")]
 pub mod virtio_drivers;
+#[cfg(any(feature = "embedded-io", feature = "embedded-io-async"))]
+pub mod vsock;
 
 use crate::platform::Instant;
 

@@ -118,7 +118,7 @@ pub enum SocketError {
     Reset,
     /// Nobody listens at that port, or has no place for one more. Said once.
     Refused,
-    /// The other side did not grant the connection in time. Said once.
+    /// The other side did not grant the connection in time. Said once. (Of a stream of an adapter: its own time is over.)
     TimedOut,
     /// There is no such connection or listener any more, or this direction of it has ended.
     Closed,
