@@ -461,7 +461,7 @@ impl<'s, B: Wait> Files<'s, B> {
 
     // --- open files -------------------------------------------------------------------------------------------------
 
-    /// Opens a file; `flags` are those of [`open`](hvl_shared_abi::wire::p9::open), and `CREATE` is
+    /// Opens a file; `flags` are those of [`open`], and `CREATE` is
     /// [`Files::create`]'s.
     pub fn open_file(&mut self, path: &[u8], flags: u32) -> Result<File, FileError> {
         let mut file = closed(path, flags)?;

@@ -26,7 +26,7 @@ pub enum Task<'l> {
     Cat(&'l str),
     /// Writes a line of text.
     Write { path: &'l str, text: &'l str },
-    /// Writes this many bytes of [`pattern`](crate::pattern).
+    /// Writes this many bytes of [`pattern`].
     Fill { path: &'l str, len: u32 },
     /// Reads a file, and prints its length and checksum.
     Sum(&'l str),
