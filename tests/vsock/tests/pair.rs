@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use hvl_frontend::device::vsock::{End, Socket, SocketError, Vsock, VsockStorage};
-use hvl_shared_abi::Region;
-use hvl_vsock_tests::{CID, Harbor, Pmm, ROOM, SLOTS, TestBoard, leak, region};
+use hvl_shared_abi::wire::vsock::TRANSMIT;
+use hvl_shared_abi::{Mem, Region};
+use hvl_vsock_tests::{CID, Harbor, Pmm, ROOM, SLOTS, TestBoard, layout, leak, region};
 
 type Sockets = Vsock<'static, TestBoard>;
 
@@ -341,6 +342,30 @@ fn a_reboot_of_the_guest_ends_every_connection_of_the_host() {
     }
     let (_, slot) = world.called();
     assert!(world.harbor.at(slot, |berth| berth.finished.is_none()));
+}
+
+/// Within one session, so no event tells of it.
+#[test]
+fn a_device_that_was_reset_has_no_connections_left_on_either_side() {
+    let mut world = World::new();
+    let (socket, slot) = world.called();
+    // As a stray store of the firmware does: the PMM finds the ring broken.
+    let index = layout().devices()[0].queues[TRANSMIT].avail + 2;
+    world.m.write16(index, world.m.read16(index).wrapping_add(1000));
+    world.pmm.service();
+    assert_eq!(world.pmm.device().fault, "needs-reset");
+    assert!(world.harbor.at(slot, |berth| berth.finished.is_some()));
+    for _ in 0..4 {
+        world.vsock.poll();
+        world.board.now.fetch_add(100_000, SeqCst);
+        world.pmm.service();
+    }
+    world.settle();
+    assert_eq!(world.vsock.read(socket, &mut [0; 4]), Err(SocketError::Reset));
+    let (socket, slot) = world.called();
+    assert_eq!(world.vsock.write(socket, b"new"), Ok(3));
+    world.settle();
+    assert_eq!(world.harbor.output(slot), b"new");
 }
 
 #[test]
