@@ -100,11 +100,6 @@ impl<'s> Cell<'s> {
     pub fn runs(&self) -> bool {
         self.status == DeviceStatus::Running
     }
-    /// The session in which the device was set up last; what was in flight in an earlier one is gone.
-    #[allow(dead_code)] // until the first device that must know
-    pub fn session(&self) -> u32 {
-        self.session
-    }
     pub fn accepted(&self) -> Features {
         self.accepted
     }

@@ -1,0 +1,217 @@
+//! The multiplexer against clients of this process.
+
+use super::*;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+
+struct Bench {
+    end: Multiplexer,
+    now: u64,
+}
+
+impl Bench {
+    fn new(name: &str) -> Bench {
+        let path = std::env::temp_dir().join(format!("pmm-vsock-{}-{name}", std::process::id()));
+        let description = VsockDescription { cid: 3, path, is_default: false, queue: 32, pool: 0 };
+        let mut end = Multiplexer::open(&description).unwrap();
+        end.activate(true);
+        Bench { end, now: 1 }
+    }
+    fn client(&self) -> UnixStream {
+        UnixStream::connect(&self.end.path).unwrap()
+    }
+    fn wait(&mut self) {
+        let mut watches = Watches::default();
+        self.end.watch(&mut watches);
+        assert!(watches.wait(Some(10_000_000)) > 0, "nothing happened at the sockets in 10 s");
+        self.end.progress(self.now);
+    }
+    /// Waits until something has happened to a connection.
+    fn news(&mut self) -> (usize, Happened) {
+        for _ in 0..100 {
+            if let Some(news) = self.end.next() {
+                return news;
+            }
+            self.wait();
+        }
+        panic!("nothing happened to a connection in 100 looks");
+    }
+    /// A client whose line was read.
+    fn asked(&mut self, line: &[u8]) -> (UnixStream, usize) {
+        let mut client = self.client();
+        client.write_all(line).unwrap();
+        let (slot, what) = self.news();
+        assert!(what.asked.is_some());
+        (client, slot)
+    }
+    fn is_closed(&mut self, mut client: UnixStream) {
+        for _ in 0..100 {
+            client.set_nonblocking(true).unwrap();
+            match client.read(&mut [0; 8]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.wait(),
+                _ => return,
+            }
+        }
+        panic!("a client was not closed in 100 looks");
+    }
+}
+
+#[test]
+fn a_client_says_its_port_in_one_piece_or_many_and_what_follows_is_for_the_guest() {
+    let mut bench = Bench::new("line");
+    let (mut client, slot) = bench.asked(b"CONNECT 1234\nhello");
+    bench.end.grant(slot, 77);
+    let mut line = [0; 6];
+    client.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"OK 77\n");
+    let mut into = [0; 16];
+    assert_eq!(bench.end.read(slot, &mut into), Ok(5));
+    assert_eq!(&into[..5], b"hello");
+    assert_eq!(bench.end.read(slot, &mut into), Err(EndError::WouldBlock));
+
+    let mut slow = bench.client();
+    for part in [&b"con"[..], b"nect 4294", b"967294\r\n"] {
+        assert!(bench.end.next().is_none());
+        slow.write_all(part).unwrap();
+        bench.wait();
+    }
+    assert_eq!(bench.news().1.asked, Some(u32::MAX - 1));
+    assert_eq!(&*bench.end.state(), "2 connections");
+}
+
+#[test]
+fn a_client_that_says_nothing_or_nonsense_is_closed() {
+    let mut bench = Bench::new("nonsense");
+    for line in [
+        "CONNECT\n",
+        "CONNECT x\n",
+        "CONNECT +1\n",
+        "CONNECT 4294967295\n",
+        "CONNECT 4294967296\n",
+        "CONNECT 1 2\n",
+        "GET / HTTP/1.1\n",
+        "\n",
+        "CONNECT 111111111111111111111111111111111111",
+        "\u{fffd}\n",
+    ] {
+        let mut client = bench.client();
+        client.write_all(line.as_bytes()).unwrap();
+        bench.is_closed(client);
+    }
+    let silent = bench.client();
+    bench.wait();
+    assert_eq!(bench.end.deadline_us(), Some(bench.now + LINE_US));
+    bench.now += LINE_US;
+    bench.end.progress(bench.now);
+    bench.is_closed(silent);
+    assert_eq!((bench.end.free.len(), bench.end.deadline_us()), (MOST, None));
+}
+
+#[test]
+fn a_slow_client_gets_everything_in_order_and_half_closes_pass() {
+    let mut bench = Bench::new("slow");
+    let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+    let data: Vec<u8> = (0..500_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    let (mut put, mut drained, mut got) = (0, 0, Vec::new());
+    let mut buffer = [0; 7000];
+    while got.len() < data.len() {
+        let mut rest = &data[put..];
+        put += bench.end.put(slot, rest.len(), |part| {
+            let (now, later) = rest.split_at(part.len().min(997).min(rest.len()));
+            part[..now.len()].copy_from_slice(now);
+            rest = later;
+            now.len()
+        });
+        drained += bench.end.flush(slot) as usize;
+        assert!(put - drained <= ROOM);
+        if put == data.len() {
+            bench.end.shut_down(slot, Shutdown { send: true, receive: false });
+        }
+        let count = client.read(&mut buffer).unwrap();
+        assert_ne!(count, 0, "only after everything");
+        got.extend_from_slice(&buffer[..count]);
+        bench.end.progress(bench.now);
+        while let Some((_, what)) = bench.end.next() {
+            drained += what.drained as usize;
+        }
+    }
+    assert!(got == data);
+    assert_eq!(client.read(&mut buffer).unwrap(), 0);
+    // The other direction goes on.
+    client.write_all(b"still here").unwrap();
+    assert!(bench.news().1.readable);
+    assert_eq!(bench.end.read(slot, &mut buffer), Ok(10));
+    drop(client);
+    assert!(bench.news().1.hung_up);
+    assert_eq!(bench.end.read(slot, &mut buffer), Err(EndError::Closed));
+}
+
+#[test]
+fn what_a_guest_left_still_goes_to_a_client_that_reads_and_not_to_one_that_does_not() {
+    let mut bench = Bench::new("linger");
+    for reads in [true, false] {
+        let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+        let mut put = 0;
+        // More than the kernel takes.
+        for _ in 0..1000 {
+            put += bench.end.put(slot, ROOM, |part| part.len());
+            bench.end.flush(slot);
+        }
+        bench.end.shut_down(slot, Shutdown::BOTH);
+        bench.end.finish(slot, true);
+        assert_eq!(bench.end.slots[slot].state, State::Lingering);
+        bench.end.release(slot);
+        if reads {
+            let mut got = 0;
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                match client.read(&mut buffer).unwrap() {
+                    0 => break,
+                    count => got += count,
+                }
+                bench.end.progress(bench.now);
+            }
+            assert_eq!(got, put);
+        } else {
+            bench.now += LINGER_US;
+            bench.end.progress(bench.now);
+        }
+        assert_eq!(bench.end.free.len(), MOST);
+    }
+}
+
+#[test]
+fn the_guests_calls_reach_who_listens_behind_the_port() {
+    let mut bench = Bench::new("calls");
+    assert_eq!(bench.end.connect(99), None, "nobody listens");
+    let mut path = bench.end.path.clone().into_os_string();
+    path.push("_99");
+    let listener = UnixListener::bind(&path).unwrap();
+    let slot = bench.end.connect(99).unwrap();
+    let (mut served, _) = listener.accept().unwrap();
+    served.write_all(b"x").unwrap();
+    while !bench.news().1.readable {}
+    assert_eq!(bench.end.read(slot, &mut [0; 4]), Ok(1));
+    bench.end.close_all();
+    bench.is_closed(served);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn without_a_guest_clients_wait_and_with_all_slots_taken_too() {
+    let mut bench = Bench::new("wait");
+    bench.end.activate(false);
+    let mut client = bench.client();
+    client.write_all(b"CONNECT 5\n").unwrap();
+    bench.end.progress(bench.now);
+    assert!(bench.end.next().is_none() && bench.end.free.len() == MOST);
+    bench.end.activate(true);
+    assert_eq!(bench.news().1.asked, Some(5));
+    let taken: Vec<_> = bench.end.free.drain(..).collect();
+    let mut other = bench.client();
+    other.write_all(b"CONNECT 6\n").unwrap();
+    bench.end.progress(bench.now);
+    assert!(bench.end.next().is_none());
+    bench.end.free = taken;
+    assert_eq!(bench.news().1.asked, Some(6));
+}
