@@ -54,7 +54,7 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
     let mut links = Vec::with_capacity(run.links.len());
     for description in &run.links {
         let layout = description.layout().map_err(|error| Failure::Misuse(error.to_string()))?;
-        let mapping = Mapping::open(description)?;
+        let mapping = Mapping::open(description, &run.links)?;
         let doorbell = doorbell::open(&description.doorbell)?;
         let state = description
             .state

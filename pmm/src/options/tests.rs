@@ -273,11 +273,19 @@ fn a_file_says_the_same_as_a_command_line() {
 }
 
 #[test]
-fn the_file_in_the_documentation_works() {
-    let page = include_str!("../../../docs/pmm.md");
-    let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-    let Ok(Command::Run(run)) = File::new("page", text).run("") else { panic!("{text}") };
-    assert_eq!((run.links.len(), run.links[1].name.as_str()), (2, "r5-1"));
+fn the_files_in_the_documentation_work() {
+    let pages = [
+        (include_str!("../../../docs/pmm.md"), &["r5-0", "r5-1"][..]),
+        (include_str!("../../../README.md"), &["r5-0"]),
+    ];
+    for (page, names) in pages {
+        let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let run = match File::new("page", text).run("") {
+            Ok(Command::Run(run)) => run,
+            other => panic!("{other:?} for {text}"),
+        };
+        assert!(run.links.iter().map(|link| &link.name).eq(names), "{text}");
+    }
 }
 
 #[test]

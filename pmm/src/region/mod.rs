@@ -45,8 +45,10 @@ impl Mapping {
     ///
     /// [`Failure::Refused`] with a line that names the option: what cannot be opened or mapped, a file that is too
     /// short, a region that another PMM serves (with its process).
-    pub fn open(link: &LinkDescription) -> Result<Mapping, Failure> {
-        let source = Source::open(link)?;
+    ///
+    /// `links` are all of this process: a file that is made here is made long enough for each of them that lies in it.
+    pub fn open(link: &LinkDescription, links: &[LinkDescription]) -> Result<Mapping, Failure> {
+        let source = Source::open(link, links)?;
         let len = u64::from(link.size);
         let what = format!("the region of '{}' is served", link.name);
         lock(source.fd.as_fd(), source.offset, u64::from(link.size), &source.name, &what)?;
@@ -147,7 +149,7 @@ struct Source {
 }
 
 impl Source {
-    fn open(link: &LinkDescription) -> Result<Source, Failure> {
+    fn open(link: &LinkDescription, links: &[LinkDescription]) -> Result<Source, Failure> {
         let len = u64::from(link.size);
         let source = match &link.memory {
             Memory::Memfd => {
@@ -176,7 +178,11 @@ impl Source {
                     OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK,
                     Mode::RUSR | Mode::WUSR,
                 );
-                Source::with_length(opened, *offset, len, name)?
+                let ends = links.iter().filter_map(|other| match &other.memory {
+                    Memory::File { path: its, offset } if its == path => Some(offset + u64::from(other.size)),
+                    _ => None,
+                });
+                Source::with_length(opened, *offset, ends.fold(offset + len, u64::max), name)?
             }
             Memory::Posix(object) => {
                 let name = format!("--shmem-posix {object}");
@@ -204,11 +210,11 @@ impl Source {
         Ok(source)
     }
 
-    /// A file that was just made, or is still empty, gets the length that is needed.
+    /// A file that was just made, or is still empty, is made `end` bytes long.
     fn with_length(
         opened: rustix::io::Result<OwnedFd>,
         offset: u64,
-        len: u64,
+        end: u64,
         name: String,
     ) -> Result<Source, Failure> {
         let fd = match opened {
@@ -222,7 +228,6 @@ impl Source {
         let mut source = Source { fd, offset, name, notes: Vec::new() };
         source.check_kind()?;
         if source.length()? == 0 {
-            let end = offset + len;
             if let Err(error) = rustix::fs::ftruncate(&source.fd, end) {
                 return refused(format!(
                     "{}: cannot be made {end:#x} bytes long ({error}); check the space left",
@@ -316,6 +321,10 @@ mod tests {
         }
     }
 
+    fn alone(memory: Memory) -> Result<Mapping, Failure> {
+        Mapping::open(&link(memory), &[])
+    }
+
     fn temp(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("pmm-region-{}-{name}", std::process::id()))
     }
@@ -331,26 +340,35 @@ mod tests {
     #[test]
     fn a_file_is_made_shared_and_locked() {
         let path = Gone(temp("file"));
-        let one = Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0x2000 })).unwrap();
+        let one = alone(Memory::File { path: path.0.clone(), offset: 0x2000 }).unwrap();
         assert_eq!(one.notes().len(), 1);
         assert_eq!(std::fs::metadata(&path.0).unwrap().len(), 0x6000);
         one.region().write32(0, 0x1234_5678);
         assert_eq!(std::fs::read(&path.0).unwrap()[0x2000..0x2004], 0x1234_5678u32.to_le_bytes());
 
         // Overlapping by a page, by another name.
-        let text =
-            Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0 })).unwrap_err().to_string();
+        let text = alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap_err().to_string();
         let me = format!("process {} (", std::process::id());
         assert!(text.contains(&me) && text.contains("--shmem-file"), "{text}");
         drop(one);
-        Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0 })).unwrap();
+        alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap();
+    }
+
+    #[test]
+    fn a_new_file_is_long_enough_for_every_link_in_it() {
+        let path = Gone(temp("two"));
+        let links = [0, 0x4000].map(|offset| link(Memory::File { path: path.0.clone(), offset }));
+        let open: Vec<Mapping> = links.iter().map(|one| Mapping::open(one, &links).unwrap()).collect();
+        assert_eq!(std::fs::metadata(&path.0).unwrap().len(), 0x8000);
+        open[1].region().write32(0, 7);
+        assert_eq!(open[0].region().read32(0), 0);
     }
 
     #[test]
     fn zeroing_stays_inside_the_region() {
         let path = Gone(temp("zero"));
         std::fs::write(&path.0, vec![0xff; 0x8000]).unwrap();
-        let one = Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0x1000 })).unwrap();
+        let one = alone(Memory::File { path: path.0.clone(), offset: 0x1000 }).unwrap();
         assert_eq!(one.region().read32(0), u32::MAX);
         one.zero().unwrap();
         assert_eq!(one.region().read32(0x3ffc), 0);
@@ -362,7 +380,7 @@ mod tests {
     fn two_regions_in_one_file() {
         let path = Gone(temp("two"));
         std::fs::File::create(&path.0).unwrap().set_len(0x8000).unwrap();
-        let at = |offset| Mapping::open(&link(Memory::File { path: path.0.clone(), offset }));
+        let at = |offset| alone(Memory::File { path: path.0.clone(), offset });
         let (one, two) = (at(0).unwrap(), at(0x4000).unwrap());
         one.region().write32(0x3ffc, 7);
         assert_eq!(two.region().read32(0), 0);
@@ -374,44 +392,42 @@ mod tests {
     fn a_short_file_is_refused_with_the_length_it_needs() {
         let path = Gone(temp("short"));
         std::fs::File::create(&path.0).unwrap().set_len(0x1000).unwrap();
-        let text =
-            Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0 })).unwrap_err().to_string();
+        let text = alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap_err().to_string();
         assert!(text.contains("0x1000 bytes") && text.contains("truncate -s 16384"), "{text}");
     }
 
     #[test]
     fn what_is_no_file_is_refused() {
         for path in ["/dev/null", "/tmp", "/nonexistent/x"] {
-            let text =
-                Mapping::open(&link(Memory::File { path: path.into(), offset: 0 })).unwrap_err().to_string();
+            let text = alone(Memory::File { path: path.into(), offset: 0 }).unwrap_err().to_string();
             assert!(text.contains(&format!("--shmem-file {path}")), "{text}");
         }
     }
 
     #[test]
     fn a_memfd_travels_by_its_path_and_by_inheritance() {
-        let one = Mapping::open(&link(Memory::Memfd)).unwrap();
+        let one = alone(Memory::Memfd).unwrap();
         one.region().write32(64, 0xabcd);
         let file = File::options().read(true).write(true).open(one.path()).unwrap();
         assert!(file.set_len(0x1000).is_err(), "a guest could cut the region short");
         let fd = file.as_raw_fd();
-        assert!(Mapping::open(&link(Memory::Fd { fd, offset: 0 })).is_err(), "locked by the first");
+        assert!(alone(Memory::Fd { fd, offset: 0 }).is_err(), "locked by the first");
         drop(one);
-        let two = Mapping::open(&link(Memory::Fd { fd, offset: 0 })).unwrap();
+        let two = alone(Memory::Fd { fd, offset: 0 }).unwrap();
         assert_eq!(two.region().read32(64), 0xabcd);
-        let text = Mapping::open(&link(Memory::Fd { fd, offset: 0 })).unwrap_err().to_string();
+        let text = alone(Memory::Fd { fd, offset: 0 }).unwrap_err().to_string();
         assert!(text.contains("served by"), "an inherited descriptor must not share the lock: {text}");
-        assert!(Mapping::open(&link(Memory::Fd { fd: 987_654, offset: 0 })).is_err());
+        assert!(alone(Memory::Fd { fd: 987_654, offset: 0 }).is_err());
     }
 
     #[test]
     fn a_posix_object() {
         let name = format!("pmm-test-{}", std::process::id());
         let _gone = Gone(format!("/dev/shm/{name}").into());
-        let one = Mapping::open(&link(Memory::Posix(name.clone()))).unwrap();
+        let one = alone(Memory::Posix(name.clone())).unwrap();
         one.region().write32(0, 5);
         drop(one);
-        assert_eq!(Mapping::open(&link(Memory::Posix(name))).unwrap().region().read32(0), 5);
+        assert_eq!(alone(Memory::Posix(name)).unwrap().region().read32(0), 5);
     }
 
     #[test]
@@ -419,7 +435,7 @@ mod tests {
         // `flock` of util-linux cannot lock a range, so the holder is this test run again as a child.
         let path = Gone(temp("killed"));
         if let Some(path) = std::env::var_os("PMM_TEST_HOLD") {
-            let _held = Mapping::open(&link(Memory::File { path: path.into(), offset: 0 })).unwrap();
+            let _held = alone(Memory::File { path: path.into(), offset: 0 }).unwrap();
             println!("holding");
             std::io::Read::read(&mut std::io::stdin(), &mut [0]).unwrap();
             return;
@@ -433,7 +449,7 @@ mod tests {
             .unwrap();
         let out = std::io::BufReader::new(child.stdout.take().unwrap());
         assert!(std::io::BufRead::lines(out).any(|line| line.unwrap().contains("holding")));
-        let again = || Mapping::open(&link(Memory::File { path: path.0.clone(), offset: 0 }));
+        let again = || alone(Memory::File { path: path.0.clone(), offset: 0 });
         let text = again().unwrap_err().to_string();
         assert!(text.contains(&format!("process {} (", child.id())), "{text}");
         child.kill().unwrap();
