@@ -208,9 +208,9 @@ impl World<'_> {
                 bail!("socat has no pipes");
             };
             if listening {
-                let path = PathBuf::from(format!("{}_{PORT}", path.display()));
+                let path = format!("{}_{PORT}", path.display());
                 let guard = Guard::new(20, "socat to listen");
-                while !path.exists() {
+                while !listens(&path)? {
                     guard.left()?;
                     std::thread::yield_now();
                 }
@@ -244,6 +244,13 @@ impl World<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a socket at `path` takes connections: it has a name before it does, and one that calls between is refused.
+fn listens(path: &str) -> Result<bool> {
+    const ACCEPTS: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix")?;
+    Ok(sockets.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some(ACCEPTS)))
 }
 
 /// Calls the guest as clients of Firecracker do.
