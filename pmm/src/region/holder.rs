@@ -23,10 +23,10 @@ impl fmt::Display for Holder {
 
 impl Holder {
     /// Waits for its end, at most this long.
-    pub(super) fn ends_within(&self, ms: i64) -> bool {
+    pub(super) fn ends_within(&self, ms: u64) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(pidfd) = &self.pidfd else { return true };
-        let time = Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 };
+        let Ok(time) = Timespec::try_from(std::time::Duration::from_millis(ms)) else { return false };
         // Itself, it cannot wait for.
         self.pid != std::process::id() as i32
             && poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)

@@ -23,9 +23,12 @@ use crate::options::{LinkDescription, Memory};
 use crate::sys;
 
 /// How long a predecessor that is seen dying may take to be gone, in milliseconds. Freeing a large process takes some.
-const PREDECESSOR_MS: i64 = 1000;
+const PREDECESSOR_MS: u64 = 1000;
 /// How often the lock is tried when its holder ends meanwhile: a bound for a crowd of PMMs that die one after another.
 const TRIES: usize = 5;
+/// The pause between tries, in milliseconds, while no process shows the lock. A killed process has already lost its
+/// table of descriptors, and with it its lines in `/proc`, when the kernel comes to close them; nothing tells the end of that.
+const UNSEEN_MS: u64 = 10;
 
 /// A region that is mapped and locked. It stays mapped until the process ends, because a [`Region`] has no owner;
 /// dropping this gives up the lock only.
@@ -281,8 +284,8 @@ impl Source {
 ///
 /// [`Failure::Refused`] with the process that has the lock.
 pub(crate) fn lock(fd: BorrowedFd<'_>, start: u64, len: u64, name: &str, what: &str) -> Result<(), Failure> {
-    let mut holder = None;
-    for _ in 0..TRIES {
+    let (mut tries, mut unseen_ms) = (0, 0);
+    let holder = loop {
         match sys::lock_range(fd, start, len) {
             Ok(true) => return Ok(()),
             Ok(false) => {}
@@ -292,13 +295,16 @@ pub(crate) fn lock(fd: BorrowedFd<'_>, start: u64, len: u64, name: &str, what: &
                 ));
             }
         }
-        holder = holder::find(fd, start, if len == 0 { u64::MAX } else { len });
-        if let Some(holder) = &holder
-            && !holder.ends_within(PREDECESSOR_MS)
-        {
-            break;
+        let holder = holder::find(fd, start, if len == 0 { u64::MAX } else { len });
+        match &holder {
+            Some(seen) if tries < TRIES && seen.ends_within(PREDECESSOR_MS) => tries += 1,
+            None if unseen_ms < PREDECESSOR_MS => {
+                std::thread::sleep(std::time::Duration::from_millis(UNSEEN_MS));
+                unseen_ms += UNSEEN_MS;
+            }
+            _ => break holder,
         }
-    }
+    };
     let by = holder.map_or("a process that this user cannot see".to_string(), |holder| holder.to_string());
     refused(format!("{name}: {what} by {by} already; end that one first"))
 }
