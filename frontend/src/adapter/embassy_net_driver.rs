@@ -110,11 +110,6 @@ impl<'p, 's, B: Board> Card<'p, 's, B> {
         }
         None
     }
-
-    fn room(&mut self) -> Room<'_, 's, B> {
-        let Frames { net, sent, longest, .. } = &mut self.frames;
-        Room(Frames { net, received: &mut [], sent, longest: *longest, wrong: 0 })
-    }
 }
 
 /// A frame that was received.
@@ -134,9 +129,7 @@ pub struct Room<'a, 's, B>(Frames<'a, 's, B>);
 impl<B: Board> TxToken for Room<'_, '_, B> {
     /// `len` is at most what the card's capabilities say that a frame may have.
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
-        let done = f(self.0.sent.get_mut(..len).unwrap_or(&mut []));
-        self.0.send(len);
-        done
+        self.0.fill(len, f)
     }
 }
 
@@ -152,14 +145,13 @@ impl<'s, B: Board> Driver for Card<'_, 's, B> {
 
     fn receive(&mut self, context: &mut Context<'_>) -> Option<(Received<'_>, Room<'_, 's, B>)> {
         let len = self.look(context, Frames::take)?;
-        let Frames { net, received, sent, longest, .. } = &mut self.frames;
-        let room = Frames { net, received: &mut [], sent, longest: *longest, wrong: 0 };
-        Some((Received(received.get_mut(..len)?), Room(room)))
+        let (frame, room) = self.frames.split(len)?;
+        Some((Received(frame), Room(room)))
     }
 
     fn transmit(&mut self, context: &mut Context<'_>) -> Option<Room<'_, 's, B>> {
         self.look(context, |frames| frames.has_room().then_some(()))?;
-        Some(self.room())
+        self.frames.split(0).map(|(_, room)| Room(room))
     }
 
     fn link_state(&mut self, context: &mut Context<'_>) -> LinkState {

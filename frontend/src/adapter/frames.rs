@@ -66,8 +66,21 @@ impl<'p, 's, B: Board> Frames<'p, 's, B> {
         None
     }
 
+    /// The frame received last, of `len` bytes, and what is needed to send one while it is read.
+    pub fn split(&mut self, len: usize) -> Option<(&mut [u8], Frames<'_, 's, B>)> {
+        let Frames { net, received, sent, longest, .. } = self;
+        Some((received.get_mut(..len)?, Frames { net, received: &mut [], sent, longest: *longest, wrong: 0 }))
+    }
+
+    /// Sends a frame of `len` bytes that `fill` writes; `len` is at most what the stack was told that one may have.
+    pub fn fill<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let done = fill(self.sent.get_mut(..len).unwrap_or(&mut []));
+        self.send(len);
+        done
+    }
+
     /// Sends the first `len` bytes of `sent`. What cannot be sent is lost, as on a network.
-    pub fn send(&mut self, len: usize) {
+    fn send(&mut self, len: usize) {
         let leaves = self.leaves_checksums();
         let allowed = self.net.allowed().unwrap_or_default();
         let Some(frame) = self.sent.get_mut(..len) else { return };

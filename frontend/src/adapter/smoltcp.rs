@@ -77,9 +77,7 @@ pub struct Room<'a, 's, B>(Frames<'a, 's, B>);
 impl<B: Board> TxToken for Room<'_, '_, B> {
     /// `len` is at most what [`Phy`] says that a frame may have.
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
-        let done = f(self.0.sent.get_mut(..len).unwrap_or(&mut []));
-        self.0.send(len);
-        done
+        self.0.fill(len, f)
     }
 }
 
@@ -95,17 +93,15 @@ impl<'s, B: Board> Device for Phy<'_, 's, B> {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Room<'_, 's, B>)> {
         let len = self.0.take()?;
-        let Frames { net, received, sent, longest, .. } = &mut self.0;
-        let room = Frames { net, received: &mut [], sent, longest: *longest, wrong: 0 };
-        Some((Received(received.get(..len)?), Room(room)))
+        let (frame, room) = self.0.split(len)?;
+        Some((Received(frame), Room(room)))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Room<'_, 's, B>> {
         if !self.0.has_room() {
             return None;
         }
-        let Frames { net, sent, longest, .. } = &mut self.0;
-        Some(Room(Frames { net, received: &mut [], sent, longest: *longest, wrong: 0 }))
+        self.0.split(0).map(|(_, room)| Room(room))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -1,6 +1,7 @@
 //! What tests of the link share: a region, a PMM in this process with virtual time and host ends that can be looked
-//! into, and a raw guest that can be told to misbehave.
+//! into, a board for the frontend, and a raw guest that can be told to misbehave.
 
+pub mod board;
 pub mod guest;
 
 use std::collections::VecDeque;

@@ -2,10 +2,8 @@
 //! a cable in memory that can be stuck, and a board for the frontend.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hvl_frontend::{Board, Clock, Doorbell, Instant, Link as Attached, LinkStorage};
 use hvl_pmm::device::Device;
 use hvl_pmm::device::net::{BUFFER, Card, Net};
 use hvl_pmm::device::rng::Rng;
@@ -14,30 +12,17 @@ use hvl_pmm::link::{Link, LinkPlan, Member};
 use hvl_pmm::snapshot::DeviceSnapshot;
 use hvl_shared_abi::ring::split::DeviceSlot;
 use hvl_shared_abi::wire::net::Offload;
-use hvl_shared_abi::{Attribute, DeviceSpec, Layout, Region, ShmRegion};
+use hvl_shared_abi::{DeviceSpec, Layout, Region};
 use hvl_test_kit::Counter;
+pub use hvl_test_kit::board::{TestBoard, leak};
+pub use hvl_test_kit::{BASE, LEN, region};
 
-/// The guest's address of the region.
-pub const BASE: u64 = 0x3700_0000;
-/// Its length in bytes.
-pub const LEN: u32 = 0x8_0000;
 /// The card's address.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// Windows of the two devices.
 pub const RNG: usize = 0;
 /// See [`RNG`].
 pub const NET: usize = 1;
-
-/// A region of zeroes that is never freed: tests are short.
-pub fn region() -> Region {
-    let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(0)).collect();
-    Region::in_words(words.leak(), Attribute::Coherent)
-}
-
-/// For ever: tests are short.
-pub fn leak<T>(value: T) -> &'static mut T {
-    Box::leak(Box::new(value))
-}
 
 /// Entropy, and a card whose pool has this many bytes.
 pub fn layout(pool: u32) -> Layout {
@@ -50,48 +35,6 @@ pub fn frame(len: usize, seed: u8) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(7).wrapping_add(seed)).collect();
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);
     frame
-}
-
-/// The board of a frontend in this process.
-#[derive(Clone)]
-pub struct TestBoard {
-    /// The region.
-    pub mem: Region,
-    /// Microseconds.
-    pub now: Arc<AtomicU64>,
-}
-
-impl TestBoard {
-    /// On a region.
-    pub fn new(mem: Region) -> TestBoard {
-        TestBoard { mem, now: Arc::new(AtomicU64::new(1)) }
-    }
-    /// A link on it, for ever.
-    pub fn attach(&self) -> Attached<'static, TestBoard> {
-        Attached::attach(leak(LinkStorage::NEW), self.clone()).expect("a link")
-    }
-    /// Lets time pass.
-    pub fn pass(&self, micros: u64) {
-        self.now.fetch_add(micros, SeqCst);
-    }
-}
-
-impl Doorbell for TestBoard {
-    fn ring(&self) {}
-}
-impl Clock for TestBoard {
-    fn now(&self) -> Instant {
-        Instant::from_micros(self.now.load(SeqCst))
-    }
-}
-impl Board for TestBoard {
-    type Mem = Region;
-    fn mem(&self) -> &Region {
-        &self.mem
-    }
-    fn region(&self) -> ShmRegion {
-        ShmRegion { base: BASE, len: LEN }
-    }
 }
 
 /// A cable's other end.

@@ -2,10 +2,8 @@
 //! time, a host's end in memory that can be told to be slow, and a board for the frontend.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hvl_frontend::{Board, Clock, Doorbell, Instant, Link as Attached, LinkStorage};
 use hvl_pmm::device::Device;
 use hvl_pmm::device::vsock::{Connection, Happened, Sockets, Timer, Vsock};
 use hvl_pmm::host::EndError;
@@ -13,12 +11,10 @@ use hvl_pmm::link::{Link, LinkPlan, Member};
 use hvl_pmm::snapshot::DeviceSnapshot;
 use hvl_shared_abi::ring::split::DeviceSlot;
 use hvl_shared_abi::wire::vsock::Shutdown;
-use hvl_shared_abi::{Attribute, DeviceSpec, Layout, Region, ShmRegion};
+use hvl_shared_abi::{DeviceSpec, Layout, Region};
+pub use hvl_test_kit::board::{TestBoard, leak};
+pub use hvl_test_kit::{BASE, LEN, region};
 
-/// The guest's address of the region.
-pub const BASE: u64 = 0x3700_0000;
-/// Its length in bytes.
-pub const LEN: u32 = 0x8_0000;
 /// The guest's address.
 pub const CID: u32 = 7;
 /// Slots of the host's end.
@@ -26,62 +22,9 @@ pub const SLOTS: usize = 64;
 /// Bytes that each connection has room for at the host.
 pub const ROOM: usize = 8192;
 
-/// A region of zeroes that is never freed: tests are short.
-pub fn region() -> Region {
-    let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(0)).collect();
-    Region::in_words(words.leak(), Attribute::Coherent)
-}
-
-/// For ever: tests are short.
-pub fn leak<T>(value: T) -> &'static mut T {
-    Box::leak(Box::new(value))
-}
-
 /// Sockets only.
 pub fn layout() -> Layout {
     Layout::place(&[DeviceSpec::VSOCK], LEN).expect("sockets fit into the region")
-}
-
-/// The board of a frontend in this process.
-#[derive(Clone)]
-pub struct TestBoard {
-    /// The region.
-    pub mem: Region,
-    /// Microseconds.
-    pub now: Arc<AtomicU64>,
-    /// Doorbells rung.
-    pub rings: Arc<AtomicU32>,
-}
-
-impl TestBoard {
-    /// On a region.
-    pub fn new(mem: Region) -> TestBoard {
-        TestBoard { mem, now: Arc::new(AtomicU64::new(1)), rings: Arc::default() }
-    }
-    /// A link on it, for ever.
-    pub fn attach(&self) -> Attached<'static, TestBoard> {
-        Attached::attach(leak(LinkStorage::NEW), self.clone()).expect("a link")
-    }
-}
-
-impl Doorbell for TestBoard {
-    fn ring(&self) {
-        self.rings.fetch_add(1, SeqCst);
-    }
-}
-impl Clock for TestBoard {
-    fn now(&self) -> Instant {
-        Instant::from_micros(self.now.load(SeqCst))
-    }
-}
-impl Board for TestBoard {
-    type Mem = Region;
-    fn mem(&self) -> &Region {
-        &self.mem
-    }
-    fn region(&self) -> ShmRegion {
-        ShmRegion { base: BASE, len: LEN }
-    }
 }
 
 /// One slot of the [`Harbor`].
