@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -110,6 +110,16 @@ impl Board {
     pub fn strike(&mut self) {
         // An emulator that has ended by itself is dead as well.
         let _ = self.child.kill();
+    }
+
+    /// Pulls the reset line: the machine starts again from its reset vector, at once, and the emulator runs on. Its
+    /// memory keeps what it held, but for the program, which is loaded again.
+    pub fn reset(&mut self) -> Result<()> {
+        let control = self.child.stdin.as_mut().context("the child's stdin is a pipe")?;
+        // The answers are few and nobody reads them: what the firmware does is the answer.
+        control
+            .write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_reset\"}\n")
+            .context("the emulator's control channel is closed")
     }
 
     /// Fails if the emulator has ended by itself.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hvl_test_board::{Board, Files, Launch, SHARED_BASE, SHARED_SIZE};
 
 use crate::process::{self, Running};
@@ -55,6 +55,8 @@ pub trait Guest {
     fn strike(&mut self);
     /// Kills it and waits for its end.
     fn kill(&mut self) -> Result<()>;
+    /// Resets it from outside, whatever it is doing.
+    fn reset(&mut self) -> Result<()>;
     /// Fails if it has ended by itself.
     fn check(&mut self) -> Result<()>;
     /// Id of the process that is it, or that emulates it.
@@ -132,6 +134,10 @@ impl Guest for HostShell {
         self.running.take().map_or(Ok(()), Running::kill)
     }
 
+    fn reset(&mut self) -> Result<()> {
+        bail!("a process has no reset line")
+    }
+
     fn check(&mut self) -> Result<()> {
         self.running.as_mut().map_or(Ok(()), Running::check)
     }
@@ -204,6 +210,10 @@ impl Guest for R5 {
 
     fn kill(&mut self) -> Result<()> {
         self.board.take().map_or(Ok(()), |mut board| board.kill())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.board.as_mut().context("no board runs")?.reset()
     }
 
     fn check(&mut self) -> Result<()> {

@@ -27,7 +27,7 @@ pub fn r5(context: &Context) -> Result<()> {
         "the region's attribute is missing: {}",
         played.transcript
     );
-    check(&played.transcript, "r5")
+    check(&played, "r5")
 }
 
 /// The same devices as tasks of an executor.
@@ -40,13 +40,14 @@ pub fn r5_async(context: &Context) -> Result<()> {
     for line in ["hello", "profile    extended", FLOODED, "got 7", "again"] {
         ensure!(transcript.lines().any(|said| said == line), "{line:?} is missing in {transcript}");
     }
+    restarted_twice(&played)?;
     random(transcript, "rand 32", 32).map(drop)
 }
 
 /// The shell as a process of this machine; no emulator.
 pub fn host(_: &Context) -> Result<()> {
     let played = twice(Guest::Host, None, &format!("{}\n{MORE}", first()?), "rand 32", 32)?;
-    check(&played.transcript, "host")
+    check(&played, "host")
 }
 
 /// Every command that a script can use, beyond those of `first.hvl`; at the end a restart, and again.
@@ -61,7 +62,8 @@ fn first() -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("{} is gone", path.display()))
 }
 
-fn check(transcript: &str, name: &str) -> Result<()> {
+fn check(played: &demo::Played, name: &str) -> Result<()> {
+    let transcript = &played.transcript;
     let lines: Vec<_> = transcript.lines().collect();
     let said = |line: &str| lines.contains(&line);
     for line in ["hello", "profile    extended", FLOODED, "n 1000", "got 7", "again", "and again"] {
@@ -69,6 +71,13 @@ fn check(transcript: &str, name: &str) -> Result<()> {
     }
     let greetings = lines.iter().filter(|line| line.contains(&format!("shell on {name}: "))).count();
     ensure!(greetings == 3, "two restarts make three greetings, not {greetings}: {transcript}");
+    restarted_twice(played)
+}
+
+/// A greeting is only words: the PMM has met three starts of the guest.
+fn restarted_twice(played: &demo::Played) -> Result<()> {
+    let adoptions = &played.status["links"][0]["adoptions"];
+    ensure!(adoptions == 3, "two restarts make three sessions, and the pmm counts {adoptions}");
     Ok(())
 }
 

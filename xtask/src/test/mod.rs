@@ -183,7 +183,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "restarts-r5",
-        about: "50 reboots, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
+        about: "50 reboots, 10 resets, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
         run: |context| e2e::run(context, "restarts-r5"),
     },
 ];

@@ -160,7 +160,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "restarts-r5",
-        about: "50 reboots, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
+        about: "50 reboots, 10 resets, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
         board: true,
         run: |tools| restarts::run(tools, Kind::R5, restarts::R5),
     },

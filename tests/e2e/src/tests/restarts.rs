@@ -1,4 +1,4 @@
-//! Reboots and deaths of either side at any instant, while numbered lines flow both ways.
+//! Restarts and deaths of either side at any instant, while numbered lines flow both ways.
 //!
 //! Throughput is compared with a twin: the same guest with the same PMM, which nobody disturbs. After each restart, as
 //! soon as everything is up, lines flow for an interval, whose number of lines was chosen once so that it lasts long
@@ -20,7 +20,10 @@ use crate::traffic::Traffic;
 /// How often what is killed.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    /// By the shell's own command.
     reboots: u64,
+    /// By the board's reset line.
+    resets: u64,
     pmms: u64,
     guests: u64,
     both: u64,
@@ -29,9 +32,9 @@ pub struct Plan {
 }
 
 /// With the shell as a process.
-pub const HOST: Plan = Plan { reboots: 200, pmms: 200, guests: 200, both: 20, interval_ms: 15 };
+pub const HOST: Plan = Plan { reboots: 200, resets: 0, pmms: 200, guests: 200, both: 20, interval_ms: 15 };
 /// With the shell on the board.
-pub const R5: Plan = Plan { reboots: 50, pmms: 50, guests: 10, both: 5, interval_ms: 120 };
+pub const R5: Plan = Plan { reboots: 50, resets: 10, pmms: 50, guests: 10, both: 5, interval_ms: 120 };
 
 /// Seconds without a line that are too many.
 const SILENCE: u64 = 60;
@@ -41,17 +44,19 @@ const SHARE: f64 = 0.7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Reboot,
+    Reset,
     Pmm,
     Guest,
     Both,
 }
 
 impl Event {
-    const ALL: [Event; 4] = [Event::Reboot, Event::Pmm, Event::Guest, Event::Both];
+    const ALL: [Event; 5] = [Event::Reboot, Event::Reset, Event::Pmm, Event::Guest, Event::Both];
 
     fn name(self) -> &'static str {
         match self {
             Event::Reboot => "reboot",
+            Event::Reset => "reset",
             Event::Pmm => "pmm killed",
             Event::Guest => "guest killed",
             Event::Both => "both killed",
@@ -71,8 +76,11 @@ pub fn run(tools: &Tools, kind: Kind, plan: Plan) -> Result<()> {
     };
     run.calibrate(plan.interval_ms)?;
     let mut events = Vec::new();
-    for (event, count) in Event::ALL.into_iter().zip([plan.reboots, plan.pmms, plan.guests, plan.both]) {
-        events.extend((0..tools.scaled(count)).map(|_| event));
+    for (event, count) in
+        Event::ALL.into_iter().zip([plan.reboots, plan.resets, plan.pmms, plan.guests, plan.both])
+    {
+        let count = if count == 0 { 0 } else { tools.scaled(count) };
+        events.extend((0..count).map(|_| event));
     }
     run.dice.shuffle(&mut events);
     println!("{} events, intervals of {} lines", events.len(), run.lines);
@@ -112,6 +120,14 @@ impl<'t> Pair<'t> {
         Ok((self.traffic.moved() - first) as f64 / start.elapsed().as_secs_f64())
     }
 
+    /// What the PMM says of its guest.
+    fn session(&self) -> Result<Session> {
+        let status = self.rig.pmm()?.status()?;
+        let link = &status["links"][0];
+        let adoptions = link["adoptions"].as_u64().context("the pmm counts no adoptions")?;
+        Ok(Session { adoptions, epoch: link["driver_epoch"].as_u64() })
+    }
+
     fn hold(&mut self) -> Result<()> {
         self.traffic.hold(&mut self.rig.terminal);
         self.flow(Traffic::is_held)
@@ -135,6 +151,15 @@ impl<'t> Pair<'t> {
             }
         }
     }
+}
+
+/// A guest, as the PMM has met it.
+#[derive(Debug)]
+struct Session {
+    /// Guests that this PMM has adopted.
+    adoptions: u64,
+    /// The start of the present one.
+    epoch: Option<u64>,
 }
 
 struct Run<'t> {
@@ -199,15 +224,20 @@ impl Run<'_> {
             let more = self.mortal.traffic.moved() + self.dice.roll(self.lines / 4);
             self.mortal.flow(|traffic| traffic.flows() && traffic.moved() >= more)?;
         }
+        if event == Event::Reboot {
+            // Only a shell that listens can be told.
+            self.recovered()?;
+        }
         self.mortal.rig.check()?;
-        let mut start = Instant::now();
+        let (before, start) = (self.mortal.session()?, Instant::now());
         match event {
             Event::Reboot => {
-                // Only a shell that listens can be told.
-                self.recovered()?;
-                start = Instant::now();
                 self.expect_greeting();
                 self.mortal.rig.terminal.send(b"\x03\x15reboot\r");
+            }
+            Event::Reset => {
+                self.expect_greeting();
+                self.mortal.rig.guest.reset()?;
             }
             Event::Pmm => {
                 self.mortal.rig.kill_pmm()?;
@@ -239,6 +269,14 @@ impl Run<'_> {
         if event == Event::Reboot || self.dice.roll(4) != 0 {
             self.recovered()?;
             self.recoveries.push((event, start.elapsed()));
+            // A greeting is only words: the PMM has met another start of the guest.
+            if !matches!(event, Event::Pmm | Event::Both) {
+                let after = self.mortal.session()?;
+                ensure!(
+                    after.adoptions > before.adoptions && after.epoch != before.epoch,
+                    "the guest greeted and did not start anew: {before:?}, {after:?}"
+                );
+            }
         }
         Ok(())
     }
