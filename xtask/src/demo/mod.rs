@@ -116,8 +116,6 @@ pub struct Played {
     pub status: serde_json::Value,
     /// The shared memory then.
     pub memory: Vec<u8>,
-    /// The program that the guest ran.
-    pub program: Vec<u8>,
 }
 
 /// For tests: plays `script` at `guest` and returns what it left.
@@ -131,7 +129,7 @@ pub fn played(guest: Guest, tools: Option<&Tools>, script: &str, limit: Duration
         format!("the guest printed at last {:?}", String::from_utf8_lossy(end))
     })?;
     let transcript = String::from_utf8_lossy(&transcript).into_owned();
-    Ok(Played { transcript, status, memory, program: built.program()? })
+    Ok(Played { transcript, status, memory })
 }
 
 /// Lets a script type, and looks at what it left while the PMM still runs.

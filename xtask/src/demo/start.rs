@@ -60,17 +60,6 @@ pub fn build(guest: Guest, tools: Option<&Tools>) -> Result<Built> {
     })
 }
 
-impl Built {
-    /// The file that the guest runs.
-    pub fn program(&self) -> Result<Vec<u8>> {
-        let path = match &self.machine {
-            Machine::Process { program } => program,
-            Machine::Board { firmware, .. } => firmware,
-        };
-        fs::read(path).with_context(|| format!("{} is gone", path.display()))
-    }
-}
-
 fn pmm() -> PathBuf {
     paths::host_target().join("release/pmm")
 }

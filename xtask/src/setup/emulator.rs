@@ -23,6 +23,19 @@ const RELEASE: &str = "trixie";
 #[derive(Clone, Debug)]
 pub struct Emulator {
     place: Place,
+    /// What the processor says it is, if not what it is.
+    midr: Option<u32>,
+}
+
+impl Emulator {
+    fn at(place: Place) -> Emulator {
+        Emulator { place, midr: None }
+    }
+
+    /// One whose Cortex-R5 has this in its Main ID Register.
+    pub fn with_midr(self, midr: u32) -> Emulator {
+        Emulator { midr: Some(midr), ..self }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -35,7 +48,7 @@ enum Place {
 
 impl Launch for Emulator {
     fn command(&self) -> Command {
-        match &self.place {
+        let mut command = match &self.place {
             Place::Installed(_) => Command::new(PROGRAM),
             Place::Unpacked { root, loader } => {
                 // Started through its own loader, it uses none of the machine's libraries.
@@ -46,7 +59,11 @@ impl Launch for Emulator {
                 command.arg("-L").arg(root.join("usr/share/qemu"));
                 command
             }
+        };
+        if let Some(midr) = self.midr {
+            command.arg("-global").arg(format!("cortex-r5f-arm-cpu.midr={midr:#x}"));
         }
+        command
     }
 }
 
@@ -61,14 +78,13 @@ impl fmt::Display for Emulator {
 
 pub(super) fn find_or_fetch() -> Result<Emulator> {
     if let Some(version) = installed() {
-        return Ok(Emulator { place: Place::Installed(version) });
+        return Ok(Emulator::at(Place::Installed(version)));
     }
     let root = paths::tools().join("qemu");
     if !root.exists() {
         fetch(&root)?;
     }
-    let emulator = Emulator { place: Place::Unpacked { loader: loader(&root)?, root } };
-    Ok(emulator)
+    Ok(Emulator::at(Place::Unpacked { loader: loader(&root)?, root }))
 }
 
 /// The version on PATH, if it will do.
@@ -98,8 +114,7 @@ fn fetch(root: &Path) -> Result<()> {
             apt.unpack(root)
         })
         .and_then(|()| {
-            let emulator =
-                Emulator { place: Place::Unpacked { loader: loader(root)?, root: root.to_owned() } };
+            let emulator = Emulator::at(Place::Unpacked { loader: loader(root)?, root: root.to_owned() });
             let text = process::read(emulator.command().arg("--version"))?;
             match parse_version(&text) {
                 Some(version) if version >= OLDEST => Ok(()),

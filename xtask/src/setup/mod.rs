@@ -23,6 +23,7 @@ use std::{
 use crate::paths;
 
 /// Both tools.
+#[derive(Clone)]
 pub struct Tools {
     /// Builds firmware.
     pub toolchain: Toolchain,
