@@ -420,6 +420,25 @@ const SCENARIOS: &[Scenario] = &[
         stage.turn();
         stage.came.clear();
     }),
+    ("a reset where the device's own waits for a buffer", |stage| {
+        stage.open(OTHER);
+        stage.listens = false;
+        stage.turn();
+        while stage.receive.in_flight() != 0 {
+            stage.harbor.send(stage.good, b"y");
+            stage.turn();
+        }
+        stage.say(OTHER, Op::Request, &[]);
+        stage.say(OTHER, Op::Reset, &[]);
+        assert_eq!(stage.harbor.taken(), 1, "the slot is given back without a buffer");
+        stage.listens = true;
+        stage.turn();
+        assert!(
+            stage.came.iter().all(|(packet, _)| packet.op != Op::Reset),
+            "nobody waits for a reset any more"
+        );
+        stage.came.clear();
+    }),
     ("packets that the guest rewrites while they are looked at", |stage| {
         // A copy is taken once, so a chain of which every word changes between two looks says one thing or the other.
         let slot = stage.open(OTHER);

@@ -260,8 +260,12 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
         let sound = match (connection.state, packet.op) {
             (_, Op::Reset) => {
                 let whole = connection.guest_ends.send;
+                let was = connection.end();
                 self.table.free(slot);
-                self.end.finish(slot, whole);
+                // Otherwise the host's end knows already, and only a reset of ours waits for a buffer.
+                if was {
+                    self.end.finish(slot, whole);
+                }
                 self.end.release(slot);
                 return true;
             }
