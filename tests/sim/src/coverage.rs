@@ -4,7 +4,7 @@
 //! (serve)". The run lists every place that was met with the number of deaths there, and a place that was met and never
 //! died at is a hole, which a directed seed fills.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::map::{Map, Side};
 use crate::plan::{SEED_BITS, TARGET_BITS};
@@ -12,6 +12,10 @@ use crate::world::{Op, Phase};
 
 /// Names that a place can have.
 const NAMES: u32 = 256;
+
+/// Meetings that make a place one of the usual: in ten thousand seeds the others, of guests that lie, are met some ten
+/// times, and are others when anything changes.
+const USUAL: u32 = 100;
 
 /// Counts of each place.
 #[derive(Clone, Default)]
@@ -99,5 +103,20 @@ impl Coverage {
         let mut list: Vec<_> = places.collect();
         list.sort();
         list
+    }
+    /// What distinguishes the run from a list of places: those on it that no side died at, and usual ones that are not
+    /// on it.
+    pub fn compare(&self, map: &Map, list: &str) -> (Vec<String>, Vec<String>) {
+        let known: BTreeSet<&str> = list.lines().filter(|line| !line.starts_with('#')).collect();
+        let places = self.list(map);
+        let died = places.iter().filter(|(_, _, tried)| *tried != 0).map(|(place, ..)| place.as_str());
+        let died: BTreeSet<&str> = died.collect();
+        let missing = known.difference(&died).map(|place| (*place).into()).collect();
+        (missing, self.usual(map).into_iter().filter(|place| !known.contains(place.as_str())).collect())
+    }
+    /// The places that are always met, by their words.
+    pub fn usual(&self, map: &Map) -> BTreeSet<String> {
+        let usual = self.list(map).into_iter().filter(|(_, met, _)| *met >= USUAL);
+        usual.map(|(place, ..)| place).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Runs seeds, lists where sides died, and prints what replays a failure.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +43,12 @@ struct Arguments {
     /// List every access that was met, how often it was, and how often a side died there.
     #[arg(long)]
     places: bool,
+    /// Fail unless a side died at every place of this list, and it has every place that is met usually.
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    list: Option<PathBuf>,
+    /// Write the list instead of comparing with it.
+    #[arg(long, requires = "list")]
+    write: bool,
     /// Lines of the trace to print for a seed that fails.
     #[arg(long, default_value_t = 60)]
     lines: usize,
@@ -211,8 +218,40 @@ fn many(fault: Option<Fault>, arguments: &Arguments) -> ExitCode {
         holes.iter().for_each(|(site, seed)| println!("  {} (seed {seed})", Coverage::describe(&map, *site)));
         return ExitCode::FAILURE;
     }
-    ExitCode::SUCCESS
+    let Some(path) = &arguments.list else { return ExitCode::SUCCESS };
+    match list(path, arguments.write, &totals.coverage) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{}: {error}", path.display());
+            ExitCode::FAILURE
+        }
+    }
 }
+
+/// Compares the places with the list in a file, or writes that.
+fn list(path: &Path, write: bool, coverage: &Coverage) -> Result<(), String> {
+    let map = names();
+    if write {
+        let mut text = String::from(LIST);
+        coverage.usual(&map).iter().for_each(|place| text += &format!("{place}\n"));
+        return std::fs::write(path, text).map_err(|error| error.to_string());
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let (missing, new) = coverage.compare(&map, &text);
+    if missing.is_empty() && new.is_empty() {
+        println!("at every place of {} a side has died", path.display());
+        return Ok(());
+    }
+    missing.iter().for_each(|place| println!("  no side died at: {place}"));
+    new.iter().for_each(|place| println!("  not on the list: {place}"));
+    Err(format!("{} of its places were not died at, {} are not on it", missing.len(), new.len()))
+}
+
+/// What a list begins with.
+const LIST: &str = "\
+# The places that are usually met: a side has died at each, or `cargo xtask test --only sim` fails. After a change of the
+# protocol: cargo run -p hvl-sim --release -- --seeds 10000 --list tests/sim/places.txt --write
+";
 
 /// The names of places, which are the same in every seed.
 fn names() -> Map {

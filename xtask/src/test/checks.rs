@@ -62,6 +62,8 @@ pub fn simulator(_: &Context) -> Result<()> {
         "--",
         "--seeds",
         "10000",
+        "--list",
+        "tests/sim/places.txt",
     ]))
 }
 
