@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Mutex;
+
 use common::{BASE, DEVICES, Pmm, TestBoard, attach, leak};
 use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
@@ -492,6 +494,27 @@ fn the_pmm_is_told_that_a_bell_was_heard_only_when_every_task_that_sleeps_has_lo
 }
 
 #[test]
+fn what_the_pmm_answers_during_a_look_is_not_taken_for_looked_at() {
+    let board = TestBoard::new();
+    let link = attach(&board);
+    let mut rng = Rng::open(&link, leak(RngStorage::<8>::NEW)).unwrap();
+    let mut pmm = Pmm::start(&board);
+    rng.poll();
+    pmm.look();
+    // Adopted. From here on the PMM answers while it is rung, and its own doorbells are lost.
+    let pmm = Mutex::new(pmm);
+    let answer = move || pmm.lock().unwrap().look();
+    assert!(board.between.answer.set(Box::new(answer)).is_ok());
+    let mut looks = 0;
+    while rng.prepare_sleep() {
+        looks += 1;
+        assert!(looks < 20, "it never comes to rest");
+        rng.poll();
+    }
+    assert_eq!(rng.status(), Some(DeviceStatus::Running), "it sleeps too soon");
+}
+
+#[test]
 fn a_task_that_is_busy_with_something_else_does_not_make_the_guest_look_dead() {
     let board = TestBoard::new();
     let (link, mut rng, mut console) = open(&board, InFlight::Resend);
@@ -599,7 +622,9 @@ fn last_words_reach_the_pmm() {
     link.leave_last_words(b"nobody hears this");
     let mut pmm = Pmm::start(&board);
     settle(&mut pmm, &link);
+    let rings = board.rings();
     link.leave_last_words(b"divided by zero");
+    assert_eq!(board.rings(), rings + 1, "and it is told at once");
     let mut into = [0; 256];
     let n = block::read_panic_text(&board.mem, pmm.layout.panic_text(), &mut into);
     assert_eq!(&into[..n], b"divided by zero");

@@ -593,6 +593,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bell_after_a_wipe_is_none_that_the_guest_has_acted_on() {
+        let m = region(0x2000, Attribute::Coherent);
+        let mut pmm = start_pmm(&m);
+        pmm.ring(&m);
+        // The guest outlives the wipe, and so does what it remembers.
+        let seen = driver_bell::pmm_bell(&m);
+        m.write32(reg::PMM_EPOCH, 0);
+        m.write32(reg::PMM_BELL, 0);
+        pmm = pmm.close_again(&m, 1);
+        pmm.open(&m);
+        pmm.ring(&m);
+        driver_bell::acted(&m, seen);
+        assert!(pmm.unseen(&m), "the guest has not looked since");
+    }
+
+    #[test]
     fn epochs_skip_zero_and_odd_and_what_was_seen() {
         let m = region(0x2000, Attribute::Coherent);
         for found in [0, 1, 2, u32::MAX - 2, u32::MAX - 1, u32::MAX] {

@@ -2,8 +2,8 @@
 #![allow(dead_code)]
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use hvl_frontend::{Board, Clock, Doorbell, Instant, Link, LinkStorage};
 use hvl_shared_abi::epoch::{DeviceLook, GuestLook, PmmDevice, PmmHalf, StaticWords, write_static};
@@ -28,6 +28,8 @@ pub fn region(len: u32) -> Region {
 pub struct Between {
     pub now: AtomicU64,
     pub rings: AtomicU32,
+    /// What the other side does at once when it is rung.
+    pub answer: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Clone)]
@@ -57,6 +59,7 @@ impl TestBoard {
 impl Doorbell for TestBoard {
     fn ring(&self) {
         self.between.rings.fetch_add(1, SeqCst);
+        self.between.answer.get().into_iter().for_each(|answer| answer());
     }
 }
 impl Clock for TestBoard {

@@ -214,9 +214,13 @@ fn signals_end_it_in_order() {
         );
         let mut running = dir.start(&bell);
         assert!(dir.path("bell").exists() && dir.path("tty").exists());
+        let mut guest = UnixStream::connect(dir.path("bell")).unwrap();
+        guest.set_read_timeout(Some(GUARD)).unwrap();
+        guest.read_exact(&mut [0]).expect("no doorbell for a peer that has come");
         running.signal(signal);
         let (code, said) = running.result();
         assert_eq!(code, Some(0), "{said}");
+        guest.read_exact(&mut [0]).expect("no doorbell for the end");
         for name in ["bell", "tty", "control"] {
             assert!(!dir.path(name).exists(), "{signal:?} left {name} behind");
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hvl_pmm::device::console::Console;
 use hvl_pmm::device::rng::Rng;
 use hvl_pmm::host::{ByteEnd, EndError, Entropy};
-use hvl_pmm::link::{Link, LinkPlan, Member};
+use hvl_pmm::link::{Link, LinkPlan, Member, Service};
 use hvl_pmm::snapshot::{DeviceSnapshot, LinkSnapshot};
 use hvl_pmm::transport::plain::{PlainRecord, Recorder};
 use hvl_shared_abi::ring::split::DeviceSlot;
@@ -42,6 +42,7 @@ struct Screen {
     sent: Vec<u8>,
     typed: VecDeque<u8>,
     stuck: bool,
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The terminal behind the console.
@@ -61,6 +62,10 @@ impl Terminal {
     pub fn stick(&self, stuck: bool) {
         lock(&self.0).stuck = stuck;
     }
+    /// Does something while the PMM is in the middle of its look: when it sends the next bytes.
+    pub fn meanwhile(&self, act: impl FnOnce() + Send + 'static) {
+        lock(&self.0).meanwhile = Some(Box::new(act));
+    }
 }
 
 impl ByteEnd for Terminal {
@@ -70,6 +75,7 @@ impl ByteEnd for Terminal {
             return Err(EndError::WouldBlock);
         }
         screen.sent.extend_from_slice(bytes);
+        screen.meanwhile.take().into_iter().for_each(|act| act());
         Ok(bytes.len())
     }
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
@@ -128,31 +134,44 @@ pub struct Pmm {
     pub now: u64,
     /// It has rung since somebody took the doorbell.
     pub rang: bool,
+    /// When its looks rang, in virtual time.
+    pub rings: Vec<u64>,
+    doorbell_can_lose: bool,
     link: Link<'static, Region>,
 }
 
 impl Pmm {
-    /// Starts one on a region.
+    /// Starts one on a region, with a doorbell that can lose.
     pub fn start(m: Region) -> Pmm {
+        Pmm::start_with(m, true)
+    }
+
+    /// Starts one on a region.
+    pub fn start_with(m: Region, doorbell_can_lose: bool) -> Pmm {
         let (terminal, notebook) = (Terminal::default(), Notebook::default());
-        let link = publish(m, &terminal, &notebook, None);
-        Pmm { m, terminal, notebook, now: 0, rang: true, link }
+        let link = publish(m, &terminal, &notebook, None, doorbell_can_lose);
+        Pmm { m, terminal, notebook, now: 0, rang: true, rings: Vec::new(), doorbell_can_lose, link }
     }
 
     /// Kills it, as SIGKILL does, and starts another one.
     pub fn restart(&mut self, record: Option<PlainRecord>) {
-        self.link = publish(self.m, &self.terminal, &self.notebook, record.as_ref());
+        let lossy = self.doorbell_can_lose;
+        self.link = publish(self.m, &self.terminal, &self.notebook, record.as_ref(), lossy);
         self.rang = true;
     }
 
     /// Lets it look until it has nothing more to do, which is to happen soon.
     pub fn service(&mut self) {
+        self.settle();
+    }
+
+    /// The same; returns when it wants to look again at the latest.
+    fn settle(&mut self) -> u64 {
         for _ in 0..1000 {
             self.now += 10;
-            let service = self.link.service(self.now);
-            self.rang |= service.ring;
+            let service = self.look();
             if !service.again {
-                return;
+                return service.deadline;
             }
         }
         panic!("the PMM had more to do after 1000 services: it spins");
@@ -160,18 +179,22 @@ impl Pmm {
 
     /// Lets it look once, however much there is to do. Returns whether there is more.
     pub fn service_once(&mut self) -> bool {
+        self.look().again
+    }
+
+    fn look(&mut self) -> Service {
         let service = self.link.service(self.now);
         self.rang |= service.ring;
-        service.again
+        self.rings.extend(service.ring.then_some(self.now));
+        service
     }
 
     /// Lets time pass, up to each of its deadlines in turn.
     pub fn pass(&mut self, micros: u64) {
         let end = self.now + micros;
         while self.now < end {
-            self.service();
-            let deadline = self.link.service(self.now).deadline;
-            self.now = deadline.clamp(self.now + 1, end);
+            let deadline = self.settle();
+            self.now = deadline.clamp(self.now + 1, end.max(self.now + 1));
         }
         self.service();
     }
@@ -200,6 +223,7 @@ fn publish(
     terminal: &Terminal,
     notebook: &Notebook,
     record: Option<&PlainRecord>,
+    doorbell_can_lose: bool,
 ) -> Link<'static, Region> {
     let layout = layout();
     let slots = |index: usize| {
@@ -209,7 +233,7 @@ fn publish(
     let rng = Box::leak(Box::new(Rng::new(Counter(0))));
     let console = Box::leak(Box::new(Console::new(terminal.clone())));
     let notebook = Box::leak(Box::new(notebook.clone()));
-    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true };
+    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose };
     let members: [Member<'static, Region>; 2] = [(rng, slots(0)), (console, slots(1))];
     Link::publish(m, plan, members, Some(notebook), record).expect("a link that fits its layout")
 }
