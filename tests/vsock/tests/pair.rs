@@ -294,6 +294,25 @@ fn the_backlog_is_bounded_and_closed_places_are_used_again() {
     assert!(world.vsock.connect(99).is_ok());
 }
 
+/// A closed place that is used again tells the other side with a reset, which must not overtake the end of the stream.
+#[test]
+fn a_place_is_used_again_only_when_the_other_side_has_been_told_where_the_stream_ends() {
+    let mut world = World::new();
+    let all: Vec<_> = (0..4).map(|_| world.called()).collect();
+    // The PMM does not look, so this takes every block of the queue.
+    for (socket, slot) in &all {
+        world.harbor.at(*slot, |berth| berth.stuck = true);
+        while world.vsock.write(*socket, &[7; 1000]).is_ok() {}
+    }
+    let (socket, slot) = all[0];
+    world.vsock.close(socket);
+    world.harbor.sea().listening.insert(99, ());
+    assert_eq!(world.vsock.connect(99), Err(SocketError::Full));
+    world.settle();
+    assert_eq!(world.harbor.at(slot, |berth| berth.finished), Some(true), "what was written still arrives");
+    world.calls();
+}
+
 #[test]
 fn listeners_are_counted() {
     let mut world = World::new();

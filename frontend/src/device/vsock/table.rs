@@ -222,13 +222,14 @@ impl<'s> Table<'s> {
         self.connections.iter().position(is)
     }
 
-    /// A free record; one whose end was never confirmed counts as free where there is no other.
+    /// A free record; one whose end was told and never confirmed counts as free where there is no other.
     fn place(&mut self) -> Option<usize> {
-        let find = |all: &[Connection], state| all.iter().position(|one| one.state == state);
-        if let Some(index) = find(self.connections, State::Free) {
+        if let Some(index) = self.connections.iter().position(|one| one.state == State::Free) {
             return Some(index);
         }
-        let index = find(self.connections, State::Closing)?;
+        // Before it was told, a reset would cut off what is on its way.
+        let told = |one: &Connection| one.state == State::Closing && one.owes & Owed::SHUTDOWN == 0;
+        let index = self.connections.iter().position(told)?;
         self.cut(index, None);
         Some(index)
     }
