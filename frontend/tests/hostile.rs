@@ -398,12 +398,13 @@ fn used_chain(w: &mut World, chain: u32, len: u32) {
 
 #[test]
 fn each_scenario_costs_the_firmware_nothing() {
-    for (name, scenario) in SCENARIOS {
-        println!("{name}");
+    let run = |scenario: fn(&mut World)| {
         let mut world = World::new();
         scenario(&mut world);
         world.recovers();
-    }
+    };
+    let table = SCENARIOS.iter().map(|(name, scenario)| (*name, || run(*scenario)));
+    hvl_test_kit::table::run("The link, its rings, console and entropy, from the PMM", table);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod board;
 pub mod guest;
+pub mod table;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU32;
