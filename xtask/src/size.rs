@@ -16,6 +16,9 @@ const LIMIT: u64 = 8 * 1024;
 /// Console, entropy, network, sockets and files with ring and link, likewise. The goal is 32 KiB.
 const LIMIT_ALL: u64 = 40 * 1024;
 
+/// The board alone. What moves into it is not in the difference, so it must not grow unseen.
+const LIMIT_BOARD: u64 = 3900;
+
 /// Options of `cargo xtask size`.
 #[derive(clap::Args, Default)]
 pub struct Options {
@@ -97,6 +100,9 @@ pub fn run(options: &Options) -> Result<()> {
         print_functions(&image("size-all"))?;
     }
     let mut above = Vec::new();
+    if base.text > LIMIT_BOARD {
+        above.push(format!("the board alone takes {} bytes of text; the limit is {LIMIT_BOARD}", base.text));
+    }
     for (name, image, limit) in [("console + rng", &link, LIMIT), ("all five drivers", &all, LIMIT_ALL)] {
         let price = image.text.saturating_sub(base.text);
         println!("{name} with ring and link: {price} of {limit} bytes of text, no heap");
