@@ -73,11 +73,25 @@ struct Slot {
     room: Option<Box<[u8]>>,
     head: usize,
     filled: usize,
-    guest_ends: Shutdown,
+    /// The guest sends no more, and the client will be told once it has everything.
+    last: bool,
     released: bool,
     happened: Happened,
     queued: bool,
     deadline: Option<u64>,
+}
+
+impl Slot {
+    /// Tells the client that the guest sends no more, if it has everything. Once, because the socket takes it for an event
+    /// of its own: told again at each event, it would never be idle.
+    fn pass_the_end(&mut self) {
+        if self.filled == 0
+            && let Some(socket) = &self.socket
+            && std::mem::take(&mut self.last)
+        {
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
+    }
 }
 
 /// A listening socket and its connections.
@@ -298,9 +312,7 @@ impl Multiplexer {
                 }
             }
         }
-        if slot.filled == 0 && slot.guest_ends.send {
-            let _ = socket.shutdown(std::net::Shutdown::Write);
-        }
+        slot.pass_the_end();
         let moved = before - slot.filled;
         if broken {
             self.note(index, |what| what.hung_up = true);
@@ -418,18 +430,13 @@ impl Sockets for Multiplexer {
     }
 
     fn shut_down(&mut self, slot: usize, ends: Shutdown) {
-        self.slots[slot].guest_ends = ends;
         if ends.receive
             && let Some(socket) = &self.slots[slot].socket
         {
             let _ = socket.shutdown(std::net::Shutdown::Read);
         }
-        if ends.send
-            && self.slots[slot].filled == 0
-            && let Some(socket) = &self.slots[slot].socket
-        {
-            let _ = socket.shutdown(std::net::Shutdown::Write);
-        }
+        self.slots[slot].last = ends.send;
+        self.slots[slot].pass_the_end();
     }
 
     fn time(&mut self, slot: usize, timer: Timer) {

@@ -45,6 +45,8 @@ static SPAWNING: Mutex<()> = Mutex::new(());
 /// A passt that runs.
 struct Running {
     child: Child,
+    /// Readable once it has ended. Its other ends may close earlier, or never.
+    life: OwnedFd,
     stream: FrameStream,
     says: Option<ChildStderr>,
     since_us: u64,
@@ -122,13 +124,15 @@ impl Passt {
         command.args(&self.arguments).arg("--fd").arg(its.as_raw_fd().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = spawn_with(&mut command, its)?;
+        let life = rustix::process::Pid::from_child(&child);
+        let life = rustix::process::pidfd_open(life, rustix::process::PidfdFlags::empty())?;
         let says = child.stderr.take();
         if let Some(says) = &says {
             let flags = rustix::fs::fcntl_getfl(says)?;
             rustix::fs::fcntl_setfl(says, flags | OFlags::NONBLOCK)?;
         }
         self.starts = self.starts.wrapping_add(1);
-        self.running = Some(Running { child, stream, says, since_us: self.now_us });
+        self.running = Some(Running { child, life, stream, says, since_us: self.now_us });
         Ok(())
     }
 
@@ -265,9 +269,7 @@ impl HostEnd for Passt {
     fn watch(&self, watches: &mut Watches) {
         if let Some(running) = &self.running {
             running.stream.watch(watches);
-            if let Some(says) = &running.says {
-                watches.add_hang_up(says.as_raw_fd());
-            }
+            watches.add(running.life.as_raw_fd(), true, false);
         }
     }
 
@@ -351,6 +353,25 @@ mod tests {
         assert_eq!(passt.state(), "passt has ended, given up");
         assert_eq!(passt.send(&Offload::default(), &[0; 14]), Ok(()));
         assert!(passt.state().ends_with("1 sent frames lost"));
+    }
+
+    #[test]
+    fn one_that_closes_its_standard_error_costs_nothing() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = std::env::temp_dir().join(format!("pmm-passt-{}", std::process::id()));
+        let mut script =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path).unwrap();
+        std::io::Write::write_all(&mut script, b"#!/bin/sh\nexec sleep 1000 2>&-\n").unwrap();
+        drop(script);
+        let passt = Passt::start(Some(&path), &[], [2, 0, 0, 0, 0, 1], None).unwrap();
+        let says = passt.running.as_ref().unwrap().says.as_ref().unwrap();
+        let mut watches = Watches::default();
+        watches.add_hang_up(says.as_raw_fd());
+        assert_eq!(watches.wait(Some(10_000_000)), 1, "it did not close its standard error in 10 s");
+        std::fs::remove_file(&path).unwrap();
+        watches.clear();
+        passt.watch(&mut watches);
+        assert_eq!(watches.wait(Some(0)), 0, "the loop would spin");
     }
 
     #[test]
