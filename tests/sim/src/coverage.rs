@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::map::{Map, Side};
+use crate::map::{self, Side};
 use crate::plan::{SEED_BITS, TARGET_BITS};
 use crate::world::{Op, Phase};
 
-/// Names that a place can have.
-const NAMES: u32 = 256;
+/// Names that a place can have, at most.
+const NAMES: u32 = 512;
 
 /// Meetings that make a place one of the usual: in ten thousand seeds the others, of guests that lie, are met some ten
 /// times, and are others when anything changes.
@@ -30,6 +30,7 @@ impl Coverage {
 
     /// With no place met.
     pub fn new() -> Coverage {
+        debug_assert!(map::names() <= NAMES as usize);
         Coverage { met: vec![0; Self::PLACES], tried: vec![0; Self::PLACES], first: BTreeMap::new() }
     }
 
@@ -84,8 +85,8 @@ impl Coverage {
     }
 
     /// A place in words.
-    pub fn describe(map: &Map, site: u32) -> String {
-        let name = map.name_of((site % NAMES) as u16);
+    pub fn describe(site: u32) -> String {
+        let name = map::name_of((site % NAMES) as u16);
         let rest = site / NAMES;
         let phase = Phase::ALL[rest as usize % Phase::ALL.len()];
         let what = rest as usize / Phase::ALL.len();
@@ -95,28 +96,28 @@ impl Coverage {
         format!("{} {} {name} ({})", side.name(), op.name(), phase.name()).replace("  ", " ")
     }
     /// Every place that was met: its words, how often it was met, how often died at.
-    pub fn list(&self, map: &Map) -> Vec<(String, u32, u32)> {
+    pub fn list(&self) -> Vec<(String, u32, u32)> {
         let places = self
             .first
             .keys()
-            .map(|site| (Self::describe(map, *site), self.met[*site as usize], self.tried[*site as usize]));
+            .map(|site| (Self::describe(*site), self.met[*site as usize], self.tried[*site as usize]));
         let mut list: Vec<_> = places.collect();
         list.sort();
         list
     }
     /// What distinguishes the run from a list of places: those on it that no side died at, and usual ones that are not
     /// on it.
-    pub fn compare(&self, map: &Map, list: &str) -> (Vec<String>, Vec<String>) {
+    pub fn compare(&self, list: &str) -> (Vec<String>, Vec<String>) {
         let known: BTreeSet<&str> = list.lines().filter(|line| !line.starts_with('#')).collect();
-        let places = self.list(map);
+        let places = self.list();
         let died = places.iter().filter(|(_, _, tried)| *tried != 0).map(|(place, ..)| place.as_str());
         let died: BTreeSet<&str> = died.collect();
         let missing = known.difference(&died).map(|place| (*place).into()).collect();
-        (missing, self.usual(map).into_iter().filter(|place| !known.contains(place.as_str())).collect())
+        (missing, self.usual().into_iter().filter(|place| !known.contains(place.as_str())).collect())
     }
     /// The places that are always met, by their words.
-    pub fn usual(&self, map: &Map) -> BTreeSet<String> {
-        let usual = self.list(map).into_iter().filter(|(_, met, _)| *met >= USUAL);
+    pub fn usual(&self) -> BTreeSet<String> {
+        let usual = self.list().into_iter().filter(|(_, met, _)| *met >= USUAL);
         usual.map(|(place, ..)| place).collect()
     }
 }

@@ -8,6 +8,7 @@ use hvl_shared_abi::{Mem, ShmRegion};
 
 use crate::BASE;
 use crate::side::Shared;
+use crate::traffic;
 use crate::world::{self, Phase};
 
 /// What a start of the guest still has to do.
@@ -30,24 +31,25 @@ impl Chores {
 
 /// The simulated board.
 #[derive(Clone, Copy, Debug)]
-struct Simulated {
+pub struct Simulated<'s> {
     mem: Shared,
     clock: bool,
+    storage: &'s LinkStorage<'s>,
 }
 
-impl Doorbell for Simulated {
+impl Doorbell for Simulated<'_> {
     fn ring(&self) {
         self.mem.ring();
     }
 }
 
-impl Clock for Simulated {
+impl Clock for Simulated<'_> {
     fn now(&self) -> Instant {
         if self.clock { Instant::from_micros(self.mem.micros() + 1) } else { Instant::UNKNOWN }
     }
 }
 
-impl Board for Simulated {
+impl Board for Simulated<'_> {
     type Mem = Shared;
     fn mem(&self) -> &Shared {
         &self.mem
@@ -57,29 +59,34 @@ impl Board for Simulated {
     }
 }
 
-impl Wait for Simulated {
+impl Wait for Simulated<'_> {
     fn wait_for_doorbell(&self, deadline: Option<Instant>) {
-        match deadline {
-            Some(Instant::UNKNOWN) => {}
-            Some(at) if self.clock => drop(self.mem.sleep(Some(at.micros()))),
-            _ => drop(self.mem.sleep(None)),
+        let rang = match deadline {
+            Some(Instant::UNKNOWN) => false,
+            Some(at) if self.clock => self.mem.sleep(Some(at.micros())),
+            _ => self.mem.sleep(None),
+        };
+        // What an interrupt handler does.
+        if rang {
+            self.storage.rang();
         }
     }
 }
 
 /// Runs until it dies.
 pub fn main(mem: Shared) {
-    let (start, clock, resend) = world::with(|world| {
+    let (start, plan) = world::with(|world| {
         let start = world.host.started();
         world.guest_starts(start);
-        (start, world.plan.guest_clock, world.plan.resend)
+        (start, world.plan.clone())
     });
-    let board = Simulated { mem, clock };
     let storage = LinkStorage::NEW;
+    let board = Simulated { mem, clock: plan.guest_clock, storage: &storage };
     let mut console_storage = ConsoleStorage::<16, 16>::NEW;
     let mut rng_storage = RngStorage::<16>::NEW;
+    let mut others = traffic::Storage::default();
     mem.enter(Phase::Start);
-    let in_flight = if resend { InFlight::Resend } else { InFlight::Drop };
+    let in_flight = if plan.resend { InFlight::Resend } else { InFlight::Drop };
     let refuse =
         |error: String| world::with(|world| world.fail(format!("the guest does not start: {error}")));
     let link = match Link::attach(&storage, board) {
@@ -91,6 +98,10 @@ pub fn main(mem: Shared) {
     let (mut console, mut rng) = match (console, Rng::open(&link, &mut rng_storage)) {
         (Ok(console), Ok(rng)) => (console, rng),
         (Err(error), _) | (_, Err(error)) => return refuse(error.to_string()),
+    };
+    let mut works = match traffic::open(&link, &mut others, &plan) {
+        Ok(works) => works,
+        Err(error) => return refuse(error.to_string()),
     };
     loop {
         let [poll, flush_late] = world::with(|world| [(); 2].map(|()| world.rng().bool()));
@@ -106,6 +117,10 @@ pub fn main(mem: Shared) {
         more |= receive(&mut console);
         mem.enter(Phase::Use);
         more |= draw(&mut rng);
+        for work in &mut works {
+            mem.enter(Phase::Use);
+            more |= work.step();
+        }
         let flushed = if flush_late { console.flush().is_ok() } else { early };
         let acknowledged = console.acknowledged();
         world::with(|world| {
@@ -118,15 +133,14 @@ pub fn main(mem: Shared) {
             continue;
         }
         mem.enter(Phase::Sleep);
-        let deadline = link.next_deadline();
-        board.wait_for_doorbell(deadline);
-        // What an interrupt handler does.
-        link.rang();
+        let deadline =
+            link.next_deadline().into_iter().chain(works.iter().filter_map(|work| work.deadline()));
+        board.wait_for_doorbell(deadline.min());
     }
 }
 
 /// Sends a few pieces of the stream, by copying or in place. Returns whether there is more to do at once.
-fn send(console: &mut Console<'_, Simulated>, start: usize) -> bool {
+fn send(console: &mut Console<'_, Simulated<'_>>, start: usize) -> bool {
     for _ in 0..4 {
         let (bytes, in_place) = world::with(|world| {
             let left = world.chores.output.saturating_sub(world.host.output(start));
@@ -157,7 +171,7 @@ fn send(console: &mut Console<'_, Simulated>, start: usize) -> bool {
 }
 
 /// Reads what there is. Returns whether there may be more.
-fn receive(console: &mut Console<'_, Simulated>) -> bool {
+fn receive(console: &mut Console<'_, Simulated<'_>>) -> bool {
     for _ in 0..64 {
         let mut bytes = [0xa5; 100];
         let room = world::with(|world| world.rng().usize(1..=bytes.len()));
@@ -170,7 +184,7 @@ fn receive(console: &mut Console<'_, Simulated>) -> bool {
 }
 
 /// Asks for entropy, or takes it. Returns whether there is more to do at once.
-fn draw(rng: &mut Rng<'_, Simulated>) -> bool {
+fn draw(rng: &mut Rng<'_, Simulated<'_>>) -> bool {
     if world::with(|world| world.chores.numbers == 0) {
         return false;
     }

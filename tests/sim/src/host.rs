@@ -10,19 +10,12 @@
 //!   missing, nothing else.
 //! - **entropy**: what the guest is given is what the source gave, each byte once.
 
-use fastrand::Rng;
 use hvl_pmm::host::{ByteEnd, EndError, Entropy};
 
 use crate::map::Side;
-use crate::plan::{MICRO, MILLI, Plan};
+use crate::plan::{MILLI, Plan};
+use crate::traffic::{Pace, byte};
 use crate::world;
-
-/// The byte of a stream at a position.
-fn byte(salt: u64, stream: u64, at: u64) -> u8 {
-    let mut word = salt ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    word = (word ^ word >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (word ^ word >> 29) as u8
-}
 
 /// Stream numbers of what is typed and of entropy; starts of the guest count from 0.
 const TYPED: u64 = u64::MAX;
@@ -55,9 +48,7 @@ struct Piece {
 /// The ends and the judge.
 pub struct Host {
     salt: u64,
-    rng: Rng,
-    blocks: u8,
-    chunk: usize,
+    pace: Pace,
     resend: bool,
     /// A hostile peer may garble all of it.
     judged: bool,
@@ -89,9 +80,7 @@ impl Host {
     pub fn new(plan: &Plan, salt: u64) -> Host {
         Host {
             salt,
-            rng: Rng::with_seed(salt),
-            blocks: plan.host_blocks,
-            chunk: plan.host_chunk,
+            pace: Pace::new(plan, salt),
             resend: plan.resend,
             judged: !plan.memory.hostile(),
             starts: Vec::new(),
@@ -138,11 +127,15 @@ impl Host {
     pub fn greeted(&mut self, epoch: u32) {
         self.greetings.push((epoch, self.starts.len().saturating_sub(1)));
     }
+    /// Which start said hello with this epoch.
+    pub fn start_of(&self, epoch: u32) -> Option<usize> {
+        let greeting = self.greetings.iter().rev().find(|(known, _)| *known == epoch);
+        greeting.filter(|_| epoch != 0).map(|(_, start)| *start)
+    }
     /// The PMM serves the console in this epoch, or (0) no longer.
     pub fn served(&mut self, epoch: u32) {
         self.disturbed();
-        let greeting = self.greetings.iter().rev().find(|(known, _)| *known == epoch);
-        let Some(&(_, start)) = greeting.filter(|_| epoch != 0) else { return };
+        let Some(start) = self.start_of(epoch) else { return };
         let Outgoing { acknowledged, covered, .. } = self.starts[start];
         let (from, to) = if self.resend { (acknowledged, covered) } else { (covered, covered + 0x4000) };
         let at = if self.resend { to } else { from };
@@ -247,8 +240,8 @@ impl Host {
     /// Somebody will type `lines` pieces soon.
     pub fn type_soon(&mut self, now: u64, lines: u32) {
         for _ in 0..lines {
-            let when = now + self.rng.u64(0..40 * MILLI);
-            let len = self.rng.u64(1..30);
+            let when = now + self.pace.rng.u64(0..40 * MILLI);
+            let len = self.pace.rng.u64(1..30);
             self.coming.push((when, len));
         }
     }
@@ -284,20 +277,12 @@ impl Host {
         [self.output_at, self.input_at, self.entropy_at, typed].into_iter().flatten().min()
     }
 
-    fn blocks(&mut self, now: u64) -> Option<u64> {
-        if self.rng.u8(..) >= self.blocks {
-            return None;
-        }
-        let longest = if self.rng.u8(..) < 8 { 100 * MILLI } else { 500 * MICRO };
-        Some(now + self.rng.u64(1..longest))
-    }
-
     fn write(&mut self, now: u64, bytes: &[u8]) -> Result<usize, EndError> {
-        if let Some(until) = self.blocks(now) {
+        if let Some(until) = self.pace.blocks(now) {
             self.output_at = Some(until);
             return Err(EndError::WouldBlock);
         }
-        let len = self.rng.usize(1..=self.chunk).min(bytes.len());
+        let len = self.pace.some().min(bytes.len());
         self.arrive(&bytes[..len]);
         Ok(len)
     }
@@ -348,11 +333,11 @@ impl Host {
             self.listens = true;
             return Err(EndError::WouldBlock);
         }
-        if let Some(until) = self.blocks(now) {
+        if let Some(until) = self.pace.blocks(now) {
             self.input_at = Some(until);
             return Err(EndError::WouldBlock);
         }
-        let len = self.rng.usize(1..=self.chunk).min(into.len()).min(ready);
+        let len = self.pace.some().min(into.len()).min(ready);
         for (at, into) in (self.taken..).zip(&mut into[..len]) {
             *into = byte(self.salt, TYPED, at);
         }
@@ -361,11 +346,11 @@ impl Host {
     }
 
     fn draw(&mut self, now: u64, into: &mut [u8]) -> Result<usize, EndError> {
-        if let Some(until) = self.blocks(now) {
+        if let Some(until) = self.pace.blocks(now) {
             self.entropy_at = Some(until);
             return Err(EndError::WouldBlock);
         }
-        let len = self.rng.usize(1..=self.chunk).min(into.len());
+        let len = self.pace.some().min(into.len());
         for (at, into) in (self.drawn..).zip(&mut into[..len]) {
             *into = byte(self.salt, ENTROPY, at);
         }

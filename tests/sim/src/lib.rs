@@ -9,9 +9,15 @@
 //! - [`memory`]: four memories: coherent with store buffers, non-coherent with caches, Device, hostile.
 //! - [`side`]: a side as a coroutine; its memory is the scheduling point. [`pmm`] and [`guest`] are what runs there.
 //! - [`host`]: the host's terminal and entropy, which finish when they like, and the judge of every byte.
+//! - [`traffic`]: what goes through the other devices, each with its host's end, its judge and the guest's work.
 //! - [`world`]: all of that together. [`run`]: one seed from beginning to end.
 //! - [`coverage`]: at which accesses a side has died.
 //! - [`fault`]: planted faults, each of which has to be found.
+//!
+//! Who owns what: a [`world`] belongs to the run and outlives both sides; in it lie memory, and the host's end of each
+//! device with everything that the judge has to remember. A side owns nothing but its coroutine, on whose stack its
+//! link and devices live, and which is dropped when it dies; devices and the guest's work reach their host's end
+//! through handles without content. So what a death must not lose is in the world, and what it must lose cannot be.
 //!
 //! What must hold in every seed but the hostile ones: what the guest's console acknowledged has arrived, in order;
 //! what arrives twice was ambiguous; entropy is the source's; every word has one writer; the PMM stores nothing to
@@ -32,6 +38,7 @@ pub mod pmm;
 pub mod run;
 pub mod side;
 pub mod trace;
+pub mod traffic;
 pub mod world;
 
 /// What the guest calls the address of the region's first byte.

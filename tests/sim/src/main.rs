@@ -7,10 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use hvl_shared_abi::Layout;
 use hvl_sim::coverage::Coverage;
 use hvl_sim::fault::Fault;
-use hvl_sim::map::Map;
 use hvl_sim::plan::SEED_BITS;
 use hvl_sim::run::{Report, run};
 
@@ -214,8 +212,7 @@ fn many(fault: Option<Fault>, arguments: &Arguments) -> ExitCode {
     let holes = totals.coverage.holes();
     if !holes.is_empty() {
         println!("{} places were met and never died at:", holes.len());
-        let map = names();
-        holes.iter().for_each(|(site, seed)| println!("  {} (seed {seed})", Coverage::describe(&map, *site)));
+        holes.iter().for_each(|(site, seed)| println!("  {} (seed {seed})", Coverage::describe(*site)));
         return ExitCode::FAILURE;
     }
     let Some(path) = &arguments.list else { return ExitCode::SUCCESS };
@@ -230,14 +227,13 @@ fn many(fault: Option<Fault>, arguments: &Arguments) -> ExitCode {
 
 /// Compares the places with the list in a file, or writes that.
 fn list(path: &Path, write: bool, coverage: &Coverage) -> Result<(), String> {
-    let map = names();
     if write {
         let mut text = String::from(LIST);
-        coverage.usual(&map).iter().for_each(|place| text += &format!("{place}\n"));
+        coverage.usual().iter().for_each(|place| text += &format!("{place}\n"));
         return std::fs::write(path, text).map_err(|error| error.to_string());
     }
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let (missing, new) = coverage.compare(&map, &text);
+    let (missing, new) = coverage.compare(&text);
     if missing.is_empty() && new.is_empty() {
         println!("at every place of {} a side has died", path.display());
         return Ok(());
@@ -253,17 +249,10 @@ const LIST: &str = "\
 # protocol: cargo run -p hvl-sim --release -- --seeds 10000 --list tests/sim/places.txt --write
 ";
 
-/// The names of places, which are the same in every seed.
-fn names() -> Map {
-    let len = 0x10000;
-    let layout = Layout::place(&Map::devices([8, 8, 8], [0x100, 0x400]), len);
-    Map::new(&layout.expect("two small devices fit into 64 KiB"), len)
-}
-
 fn summary(totals: &Totals, directed: usize, took: Duration, arguments: &Arguments) {
     if arguments.places {
         println!("{:>10} {:>7}  place", "met", "deaths");
-        for (place, met, tried) in totals.coverage.list(&names()) {
+        for (place, met, tried) in totals.coverage.list() {
             println!("{met:>10} {tried:>7}  {place}");
         }
     }

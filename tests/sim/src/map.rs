@@ -1,13 +1,16 @@
 //! What each word of the region is called, and who may store it.
 //!
 //! Traces and the list of deaths speak of `EpochSeen` and `console.transmit.used.index`, never of offsets; and the
-//! simulator knows for every word who writes it, so that a second writer is found at its first store. The set of
-//! names does not depend on sizes, so that a place means the same in every seed.
+//! simulator knows for every word who writes it, so that a second writer is found at its first store. The list of
+//! names is that of all kinds of devices, whichever a seed has, so that a place means the same in every seed.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use hvl_shared_abi::header::{
-    CONFIG, CONFIG_SIZE, HEADER_SIZE, MAX_DEVICES, REGISTERS, WINDOW_SIZE, Window, Writer, reg,
+    CONFIG, CONFIG_SIZE, DeviceId, HEADER_SIZE, MAX_DEVICES, REGISTERS, WINDOW_SIZE, Window, Writer, reg,
 };
-use hvl_shared_abi::layout::{DeviceSpec, Layout};
+use hvl_shared_abi::layout::Layout;
 
 /// One of the two processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,7 +62,7 @@ pub enum Area {
 /// Everything known of one 16-bit half of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Index of its name in [`Map::names`].
+    /// Its name, as an index for [`name_of`].
     pub name: u16,
     /// What it belongs to.
     pub area: Area,
@@ -81,84 +84,126 @@ impl Place {
     }
 }
 
-/// The devices of every simulated link, by the names of their queues.
-const DEVICES: [(&str, &[&str]); 2] = [("rng", &["request"]), ("console", &["receive", "transmit"])];
+/// The devices that a link may have, and the names of their queues.
+const DEVICES: [(DeviceId, &str, &[&str]); 5] = [
+    (DeviceId::RNG, "rng", &["request"]),
+    (DeviceId::CONSOLE, "console", &["receive", "transmit"]),
+    (DeviceId::NET, "net", &["receive", "transmit"]),
+    (DeviceId::VSOCK, "vsock", &["receive", "transmit", "event"]),
+    (DeviceId::P9, "9p", &["request"]),
+];
+/// The name of a window without a device.
+const UNUSED: &str = "unused";
+/// The parts of a queue.
+const PARTS: [&str; 9] = [
+    "desc",
+    "avail.flags",
+    "avail.index",
+    "avail.entry",
+    "used_event",
+    "used.flags",
+    "used.index",
+    "used.entry",
+    "avail_event",
+];
+
+/// Whether a register of window 0 is the whole link's.
+fn is_link_wide(register: u32) -> bool {
+    (reg::PMM_EPOCH..=reg::EPOCH_SEEN).contains(&register)
+        || (reg::PMM_BELL..=reg::DRIVER_SEEN).contains(&register)
+}
+
+/// All names, and where each stands in the list.
+static NAMES: LazyLock<(Vec<String>, HashMap<String, u16>)> = LazyLock::new(|| {
+    let mut names = vec!["nothing".to_string(), "LastWords".to_string()];
+    let shared = REGISTERS.iter().filter(|register| is_link_wide(register.offset));
+    names.extend(shared.map(|register| register.name.to_string()));
+    for (device, queues) in
+        DEVICES.iter().map(|(_, name, queues)| (*name, *queues)).chain([(UNUSED, &[][..])])
+    {
+        names.extend(REGISTERS.iter().map(|register| format!("{device}.{}", register.name)));
+        names.extend(["config", "block", "pool"].map(|part| format!("{device}.{part}")));
+        for queue in queues {
+            names.extend(PARTS.map(|part| format!("{device}.{queue}.{part}")));
+        }
+    }
+    let index = names.iter().cloned().zip(0..).collect();
+    (names, index)
+});
+
+/// What a kind of device is called.
+pub fn device_name(id: DeviceId) -> &'static str {
+    DEVICES.iter().find(|(known, ..)| *known == id).map_or(UNUSED, |(_, name, _)| name)
+}
+/// The name with this index.
+pub fn name_of(name: u16) -> &'static str {
+    NAMES.0.get(usize::from(name)).map_or("?", String::as_str)
+}
+/// How many names there are.
+pub fn names() -> usize {
+    NAMES.0.len()
+}
 
 /// Names and writers of all words.
 #[derive(Clone)]
 pub struct Map {
     halves: Vec<Place>,
-    names: Vec<String>,
 }
 
 impl Map {
-    /// The devices of a link, with these queue sizes (rng, console receive and transmit) and pool sizes.
-    pub fn devices(queues: [u16; 3], pools: [u32; 2]) -> [DeviceSpec; 2] {
-        let [request, receive, transmit] = queues;
-        [
-            DeviceSpec { queues: [request, 0, 0, 0], pool: pools[0], ..DeviceSpec::RNG },
-            DeviceSpec { queues: [receive, transmit, 0, 0], pool: pools[1], ..DeviceSpec::CONSOLE },
-        ]
-    }
-
     /// Names everything in a region of `len` bytes.
     pub fn new(layout: &Layout, len: u32) -> Map {
         let nothing = Place { name: 0, area: Area::Nothing, writer: None, device: 0 };
-        let mut map = Map { halves: vec![nothing; (len / 2) as usize], names: vec!["nothing".into()] };
+        let mut map = Map { halves: vec![nothing; (len / 2) as usize] };
+        let kind =
+            |id| DEVICES.iter().find(|(known, ..)| *known == id).expect("a kind of device that has names");
+        let kinds: Vec<_> = layout.devices().iter().map(|place| kind(place.spec.id)).collect();
         for index in 0..MAX_DEVICES {
             let Some(window) = Window::of(index) else { break };
-            let device = DEVICES.get(index).map_or("unused", |(name, _)| name);
+            let device = kinds.get(index).map_or(UNUSED, |(_, name, _)| name);
             for register in REGISTERS {
-                let link_wide = index == 0
-                    && ((reg::PMM_EPOCH..=reg::EPOCH_SEEN).contains(&register.offset)
-                        || (reg::PMM_BELL..=reg::DRIVER_SEEN).contains(&register.offset));
-                let name = match link_wide {
+                let name = match index == 0 && is_link_wide(register.offset) {
                     true => register.name.to_string(),
                     false => format!("{device}.{}", register.name),
                 };
                 // Its initial value is the PMM's, in a region where nobody has been.
                 let writer = if register.offset == reg::QUEUE_SEL { Writer::Both } else { register.writer };
-                map.put(name, window.at(register.offset), 4, Area::Header, Some(writer), index);
+                map.put(&name, window.at(register.offset), 4, Area::Header, writer, index);
             }
             let name = format!("{device}.config");
-            map.put(name, window.at(CONFIG), CONFIG_SIZE, Area::Header, Some(Writer::Pmm), index);
+            map.put(&name, window.at(CONFIG), CONFIG_SIZE, Area::Header, Writer::Pmm, index);
         }
         debug_assert!(MAX_DEVICES as u32 * WINDOW_SIZE <= HEADER_SIZE);
         let text = layout.panic_text();
-        map.put("LastWords".into(), text.at, text.len, Area::Block, Some(Writer::Both), 0);
-        for (index, (place, (device, queues))) in layout.devices().iter().zip(DEVICES).enumerate() {
-            let (pmm, guest) = (Some(Writer::Pmm), Some(Writer::Guest));
-            map.put(format!("{device}.block"), place.block.at, place.block.len, Area::Block, pmm, index);
-            for (queue, name) in place.queues().zip(queues) {
+        map.put("LastWords", text.at, text.len, Area::Block, Writer::Both, 0);
+        for (index, (place, (_, device, queues))) in layout.devices().iter().zip(kinds).enumerate() {
+            let (block, pool) = (place.block, place.pool);
+            map.put(&format!("{device}.block"), block.at, block.len, Area::Block, Writer::Pmm, index);
+            map.put(&format!("{device}.pool"), pool.at, pool.len, Area::Pool, Writer::Both, index);
+            for (queue, name) in place.queues().zip(*queues) {
                 let [desc, avail, used] = queue.extents();
-                let mut ring = |part: &str, at, len, writer| {
-                    map.put(format!("{device}.{name}.{part}"), at, len, Area::Ring, writer, index);
-                };
-                ring("desc", desc.at, desc.len, guest);
-                ring("avail.flags", avail.at, 2, guest);
-                ring("avail.index", avail.at + 2, 2, guest);
-                ring("avail.entry", avail.at + 4, avail.len - 6, guest);
-                ring("used_event", avail.end() - 2, 2, guest);
-                ring("used.flags", used.at, 2, pmm);
-                ring("used.index", used.at + 2, 2, pmm);
-                ring("used.entry", used.at + 4, used.len - 6, pmm);
-                ring("avail_event", used.end() - 2, 2, pmm);
+                let places = [
+                    (desc.at, desc.len, Writer::Guest),
+                    (avail.at, 2, Writer::Guest),
+                    (avail.at + 2, 2, Writer::Guest),
+                    (avail.at + 4, avail.len - 6, Writer::Guest),
+                    (avail.end() - 2, 2, Writer::Guest),
+                    (used.at, 2, Writer::Pmm),
+                    (used.at + 2, 2, Writer::Pmm),
+                    (used.at + 4, used.len - 6, Writer::Pmm),
+                    (used.end() - 2, 2, Writer::Pmm),
+                ];
+                for (part, (at, len, writer)) in PARTS.into_iter().zip(places) {
+                    map.put(&format!("{device}.{name}.{part}"), at, len, Area::Ring, writer, index);
+                }
             }
-            let both = Some(Writer::Both);
-            map.put(format!("{device}.pool"), place.pool.at, place.pool.len, Area::Pool, both, index);
         }
         map
     }
 
-    fn put(&mut self, name: String, at: u32, len: u32, area: Area, writer: Option<Writer>, device: usize) {
-        let id = match self.names.iter().position(|known| *known == name) {
-            Some(id) => id,
-            None => {
-                self.names.push(name);
-                self.names.len() - 1
-            }
-        };
-        let place = Place { name: id as u16, area, writer, device: device as u8 };
+    fn put(&mut self, name: &str, at: u32, len: u32, area: Area, writer: Writer, device: usize) {
+        let name = *NAMES.1.get(name).expect("a name of the list");
+        let place = Place { name, area, writer: Some(writer), device: device as u8 };
         for half in at / 2..(at + len).div_ceil(2) {
             self.halves[half as usize] = place;
         }
@@ -170,15 +215,7 @@ impl Map {
         self.halves[(at / 2) as usize]
     }
     /// The name of one place.
-    pub fn name(&self, at: u32) -> &str {
-        self.halves.get((at / 2) as usize).map_or("outside", |place| self.name_of(place.name))
-    }
-    /// The name with this index.
-    pub fn name_of(&self, name: u16) -> &str {
-        self.names.get(usize::from(name)).map_or("?", String::as_str)
-    }
-    /// How many names there are.
-    pub fn names(&self) -> usize {
-        self.names.len()
+    pub fn name(&self, at: u32) -> &'static str {
+        self.halves.get((at / 2) as usize).map_or("outside", |place| name_of(place.name))
     }
 }

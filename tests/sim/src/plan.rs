@@ -5,7 +5,7 @@
 //! seed runs exactly as the seed of its lower bits, so that a place that occurred there is met again.
 
 use fastrand::Rng;
-use hvl_shared_abi::Attribute;
+use hvl_shared_abi::{Attribute, DeviceId, DeviceSpec};
 
 use crate::fault::Fault;
 use crate::memory::order::Order;
@@ -49,10 +49,8 @@ pub struct Plan {
     pub doorbell: DoorbellKind,
     /// Whether the guest has a clock and a timer, or sleeps without.
     pub guest_clock: bool,
-    /// Entries of the queues: rng, console receive, console transmit.
-    pub queues: [u16; 3],
-    /// Bytes of the pools: rng, console.
-    pub pools: [u32; 2],
+    /// The devices, with the sizes of their queues and pools: entropy, a console, and some others in most seeds.
+    pub devices: Vec<DeviceSpec>,
     /// Accesses between two switches, about.
     pub stretch: u32,
     /// Nanoseconds of an access.
@@ -69,6 +67,10 @@ pub struct Plan {
     pub lines: u32,
     /// Random numbers that each start of the guest asks for, 4 bytes each and more.
     pub numbers: u32,
+    /// Frames that each start of the guest gets to the far end of its cable, and as many that come from there.
+    pub frames: u32,
+    /// Talks that each start of the guest begins, and as many that the host does.
+    pub talks: u32,
 }
 
 impl Plan {
@@ -90,15 +92,25 @@ impl Plan {
             [None, None] => *pick(rng, &[1, 2, 4, 16, 64, 400]),
             _ => 16,
         };
-        Plan {
+        let mut plan = Plan {
             seed,
             target,
             fault,
             memory,
             doorbell,
             guest_clock: rng.bool(),
-            queues: [size(rng), size(rng), size(rng)],
-            pools: [*pick(rng, &[0x100, 0x200, 0x800]), *pick(rng, &[0x400, 0x800, 0x1000])],
+            devices: vec![
+                DeviceSpec {
+                    queues: [size(rng), 0, 0, 0],
+                    pool: *pick(rng, &[0x100, 0x200, 0x800]),
+                    ..DeviceSpec::RNG
+                },
+                DeviceSpec {
+                    queues: [size(rng), size(rng), 0, 0],
+                    pool: *pick(rng, &[0x400, 0x800, 0x1000]),
+                    ..DeviceSpec::CONSOLE
+                },
+            ],
             stretch,
             access_time: *pick(rng, &[20, 100, 500]),
             deaths: *pick(rng, &[0, 1, 1, 2, 3, 4, 6]),
@@ -107,7 +119,16 @@ impl Plan {
             resend: rng.bool(),
             lines: rng.u32(1..24),
             numbers: rng.u32(1..16),
-        }
+            frames: rng.u32(1..16),
+            talks: rng.u32(1..4),
+        };
+        plan.devices.extend(more_devices(rng));
+        plan
+    }
+
+    /// Whether the link has a device of this kind.
+    pub fn has(&self, id: DeviceId) -> bool {
+        self.devices.iter().any(|spec| spec.id == id)
     }
 
     /// Whether the doorbells can lose, as a doorbell states it to the PMM.
@@ -120,17 +141,43 @@ impl Plan {
         let DoorbellKind { lost, doubled, delay } = self.doorbell;
         format!(
             "memory: {}; doorbells: {lost}/256 lost, {doubled}/256 doubled, up to {} us late; guest {} a clock; \
-             queues {:?}, pools {:?}; about {} accesses a stretch; {} deaths; console {} what was in flight{}",
+             {}; about {} accesses a stretch; {} deaths; console {} what was in flight{}",
             self.memory.name(),
             delay / MICRO,
             if self.guest_clock { "with" } else { "without" },
-            self.queues,
-            self.pools,
+            self.devices.iter().map(words).collect::<Vec<_>>().join(", "),
             self.stretch,
             self.deaths,
             if self.resend { "resends" } else { "drops" },
             self.fault.map_or(String::new(), |fault| format!("; planted: {}", fault.name())),
         )
+    }
+}
+
+/// A device in words.
+fn words(spec: &DeviceSpec) -> String {
+    let queues: Vec<_> = spec.queues.into_iter().take_while(|size| *size != 0).collect();
+    format!("{} with queues of {queues:?} and a pool of {:#x}", crate::map::device_name(spec.id), spec.pool)
+}
+
+/// What a link has beside entropy and a console.
+fn more_devices(rng: &mut Rng) -> Vec<DeviceSpec> {
+    let size = |rng: &mut Rng| *pick(rng, &[2u16, 4, 8, 16]);
+    let net = |rng: &mut Rng| DeviceSpec {
+        queues: [size(rng), size(rng), 0, 0],
+        pool: *pick(rng, &[0x400, 0x800, 0x1000]),
+        ..DeviceSpec::NET
+    };
+    let vsock = |rng: &mut Rng| DeviceSpec {
+        queues: [size(rng), size(rng), size(rng), 0],
+        pool: *pick(rng, &[0xc00, 0x1800]),
+        ..DeviceSpec::VSOCK
+    };
+    match rng.u32(0..10) {
+        0 => vec![net(rng)],
+        1 => vec![vsock(rng)],
+        2 => vec![net(rng), vsock(rng)],
+        _ => vec![],
     }
 }
 

@@ -1,27 +1,26 @@
-//! The PMM's side: the real link, console and entropy, in an event loop of five lines.
+//! The PMM's side: the real link and devices, in an event loop of five lines.
 
-use hvl_pmm::device::console::Console;
-use hvl_pmm::device::rng::Rng;
+use hvl_pmm::device::Device;
 use hvl_pmm::link::{Link, LinkPlan};
+use hvl_shared_abi::layout::DevicePlace;
 use hvl_shared_abi::ring::split::DeviceSlot;
-use hvl_shared_abi::wire;
+use hvl_shared_abi::{DeviceId, wire};
 
 use crate::BASE;
-use crate::host::{Source, Terminal};
 use crate::side::Shared;
+use crate::traffic;
 use crate::world::{self, Phase};
 
 /// Runs until it dies, or is asked to end.
 pub fn main(mem: Shared) {
     let (layout, doorbell_can_lose) = world::with(|world| (world.layout, world.plan.lossy()));
-    let [rng_place, console_place] = layout.devices() else {
-        unreachable!("a simulated link has two devices")
-    };
-    let mut rng = Rng::new(Source);
-    let mut console = Console::new(Terminal);
-    let mut rng_slots = vec![DeviceSlot::NEW; Link::<Shared>::slots_for(rng_place)];
-    let mut console_slots = vec![DeviceSlot::NEW; Link::<Shared>::slots_for(console_place)];
-    let members = [(&mut rng as _, &mut rng_slots[..]), (&mut console as _, &mut console_slots[..])];
+    let places = layout.devices();
+    let mut devices: Vec<_> = places.iter().map(|place| traffic::device(place.spec.id)).collect();
+    let slots = |place| vec![DeviceSlot::NEW; Link::<Shared>::slots_for(place)];
+    let mut slots: Vec<_> = places.iter().map(slots).collect();
+    let members = devices.iter_mut().zip(&mut slots);
+    let members =
+        members.map(|(device, slots)| (&mut **device as &mut (dyn Device<_> + Send), &mut slots[..]));
     let plan = LinkPlan { layout, base: BASE, doorbell_can_lose };
     mem.enter(Phase::Start);
     let mut link = match Link::publish(mem, plan, members, None, None) {
@@ -31,10 +30,10 @@ pub fn main(mem: Shared) {
     mem.ring();
     loop {
         mem.enter(Phase::Serve);
-        let before = world::with(|world| world.silence.is_some()).then(|| requests(&link));
+        let before = world::with(|world| world.silence.is_some()).then(|| requests(&link, places));
         let service = link.service(mem.micros());
         if let Some(before) = before {
-            let requests = requests(&link) - before;
+            let requests = requests(&link, places) - before;
             world::with(|world| world.took(requests));
         }
         if service.ring {
@@ -53,9 +52,17 @@ pub fn main(mem: Shared) {
 }
 
 /// Requests that were taken so far of the queues that a device empties at once, whatever its host end does.
-fn requests(link: &Link<'_, Shared>) -> u64 {
-    let queues =
-        |device: usize| link.snapshot().devices.get(device).copied().flatten().map(|device| device.queues);
-    let taken = |device, queue: usize| queues(device).map_or(0, |queues| queues[queue].requests);
-    taken(0, wire::rng::REQUEST) + taken(1, wire::console::TRANSMIT)
+fn requests(link: &Link<'_, Shared>, places: &[DevicePlace]) -> u64 {
+    let devices = places.iter().zip(link.snapshot().devices);
+    let taken = devices.filter_map(|(place, device)| {
+        let queue = match place.spec.id {
+            DeviceId::RNG => wire::rng::REQUEST,
+            DeviceId::CONSOLE => wire::console::TRANSMIT,
+            DeviceId::NET => wire::net::TRANSMIT,
+            DeviceId::VSOCK => wire::vsock::TRANSMIT,
+            _ => return None,
+        };
+        device?.queues.get(queue).map(|queue| queue.requests)
+    });
+    taken.sum()
 }

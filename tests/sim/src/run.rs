@@ -9,14 +9,14 @@ use hvl_shared_abi::header::reg;
 
 use crate::coverage::Coverage;
 use crate::fault::Fault;
-use crate::map::{Map, Side};
+use crate::map::Side;
 use crate::plan::{MILLI, Plan, SECOND};
 use crate::side::{self, Thread};
 use crate::world::{self, Signal, Statistics, World};
 use crate::{guest, pmm};
 
 /// Bytes of the region at most: room for the largest plan.
-const REGION: u32 = 0x6000;
+const REGION: u32 = 0x2_0000;
 /// After the last death everything is up and all is done within this time.
 const RECOVERY: u64 = 60 * SECOND;
 /// A hostile seed ends after this time or this many accesses.
@@ -43,12 +43,11 @@ pub struct Report {
 pub fn run(seed: u64, fault: Option<Fault>, coverage: &mut Coverage, lines: usize, verbose: bool) -> Report {
     let _quiet = silence_panics();
     let plan = Plan::of(seed, fault);
-    let devices = Map::devices(plan.queues, plan.pools);
-    let layout = match Layout::place(&devices, REGION) {
+    let layout = match Layout::place(&plan.devices, REGION) {
         Ok(layout) => layout,
         Err(error) => unreachable!("the largest plan fits into the region: {error}"),
     };
-    world::install(World::new(plan, layout, REGION, std::mem::take(coverage)));
+    world::install(World::new(plan, layout, std::mem::take(coverage)));
     if verbose {
         world::with(|world| world.trace.keep_all());
     }
@@ -299,7 +298,10 @@ impl World {
     /// Everything that was to be done is done.
     pub fn done(&mut self) -> bool {
         let start = self.start;
-        self.chores.done(self.host.output(start)) && self.host.all_arrived(start) && self.host.all_read()
+        self.chores.done(self.host.output(start))
+            && self.host.all_arrived(start)
+            && self.host.all_read()
+            && self.ends.all().all(|end| end.is_done())
     }
     /// Both sleep, neither has a bell of the other that it has not acted on, and none is on its way.
     pub fn all_seen(&mut self) -> bool {
@@ -325,6 +327,7 @@ impl World {
         if !self.host.all_read() {
             what.push("the guest has not read all that was typed".into());
         }
+        what.extend(self.ends.all().filter(|end| !end.is_done()).map(|end| end.missing()));
         if what.is_empty() {
             what.push("a bell was not acted on".into());
         }

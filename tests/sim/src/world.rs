@@ -8,16 +8,17 @@ use std::collections::HashMap;
 
 use fastrand::Rng;
 use hvl_shared_abi::header::reg;
-use hvl_shared_abi::{Layout, Window};
+use hvl_shared_abi::{DeviceId, Layout, Window};
 
 use crate::coverage::Coverage;
 use crate::fault::{Fault, Look, Twist};
 use crate::guest::Chores;
 use crate::host::Host;
-use crate::map::{Map, Side};
+use crate::map::{self, Area, Map, Side};
 use crate::memory::Memory;
 use crate::plan::{MICRO, MILLI, Plan, SECOND};
 use crate::trace::{Entry, Trace};
+use crate::traffic::Ends;
 
 /// What a side does to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,6 +180,8 @@ pub struct World {
     pub now: u64,
     /// What the guest sends, what the host types, and what became of it.
     pub host: Host,
+    /// The host's ends of the other devices.
+    pub ends: Ends,
     /// The last accesses.
     pub trace: Trace,
     /// Numbers.
@@ -249,11 +252,12 @@ pub fn with<R>(f: impl FnOnce(&mut World) -> R) -> R {
 
 impl World {
     /// A world at its beginning.
-    pub fn new(plan: Plan, layout: Layout, len: u32, coverage: Coverage) -> World {
+    pub fn new(plan: Plan, layout: Layout, coverage: Coverage) -> World {
         let mut rng = Rng::with_seed(plan.seed & ((1 << crate::plan::SEED_BITS) - 1));
+        let len = layout.end();
         let map = Map::new(&layout, len);
-        let is_about = |name| plan.fault.is_some_and(|fault| fault.is_about(map.name_of(name)));
-        let about = (0..map.names() as u16).map(is_about).collect();
+        let is_about = |name| plan.fault.is_some_and(|fault| fault.is_about(map::name_of(name)));
+        let about = (0..map::names() as u16).map(is_about).collect();
         let mut memory = Memory::new(map, len, plan.memory);
         if rng.bool() {
             memory.scribble(hvl_shared_abi::header::HEADER_SIZE, &mut rng);
@@ -263,6 +267,7 @@ impl World {
             memory,
             now: 0,
             host: Host::new(&plan, rng.u64(..)),
+            ends: Ends::new(&plan, rng.u64(..)),
             trace: Trace::default(),
             statistics: Statistics::default(),
             coverage,
@@ -324,6 +329,7 @@ impl World {
         self.twist.later.retain(|(owner, ..)| *owner != side);
         self.statistics.deaths[i] += 1;
         self.host.died(side);
+        self.ends.all().for_each(|end| end.died(side));
         self.note(side, "is dead");
     }
 
@@ -345,6 +351,8 @@ impl World {
     /// How many accesses the side that runs next may make.
     pub fn deal(&mut self) {
         let mean = self.plan.stretch;
+        let now = self.now;
+        self.ends.all().for_each(|end| end.progress(now));
         self.stretch = if mean <= 1 { 1 } else { self.rng.u32(1..=2 * mean) };
         if self.rng.u8(..) == 0 {
             self.stretch += 3000;
@@ -514,10 +522,17 @@ impl World {
         if at == Window::LINK.at(reg::DRIVER_EPOCH) && side == Side::Guest {
             self.host.greeted(value);
             self.memory.greeted = value;
-        } else if side == Side::Pmm && self.memory.map.place(at).device == 1 {
-            let console = Window::of(1).map_or(0, |window| window.at(reg::DEVICE_READY));
-            if at == console {
-                self.host.served(value);
+            self.ends.all().for_each(|end| end.greeted());
+        } else if side == Side::Pmm && self.memory.map.place(at).area == Area::Header {
+            let device = usize::from(self.memory.map.place(at).device);
+            let ready = Window::of(device).is_some_and(|window| window.at(reg::DEVICE_READY) == at);
+            match self.layout.devices().get(device).map(|place| place.spec.id).filter(|_| ready) {
+                Some(DeviceId::CONSOLE) => self.host.served(value),
+                Some(id) => {
+                    let start = self.host.start_of(value);
+                    self.ends.of(id).into_iter().for_each(|end| end.served(start));
+                }
+                None => {}
             }
         }
     }
@@ -574,12 +589,13 @@ impl World {
     pub fn hear(&mut self, side: Side) -> bool {
         self.arrive(side);
         let heard = core::mem::take(&mut self.bells[side.index()].pending);
-        let ready = side == Side::Pmm && self.host.is_ready(self.now);
+        let ready = side == Side::Pmm && self.host_is_ready();
         if heard || ready {
             self.memory.wake(side);
         }
         if ready {
             self.host.heard(self.now);
+            self.ends.all().for_each(|end| end.heard(self.now));
         }
         heard || ready
     }
@@ -587,7 +603,12 @@ impl World {
     /// Whether a side that sleeps is woken at this time.
     pub fn wakes(&mut self, side: Side) -> bool {
         self.arrive(side);
-        self.bells[side.index()].pending || (side == Side::Pmm && self.host.is_ready(self.now))
+        self.bells[side.index()].pending || (side == Side::Pmm && self.host_is_ready())
+    }
+
+    fn host_is_ready(&mut self) -> bool {
+        let now = self.now;
+        self.host.is_ready(now) | self.ends.all().any(|end| end.is_ready(now))
     }
 
     /// Whether a bell has not arrived, or was not heard.
@@ -604,10 +625,12 @@ impl World {
     }
 
     /// When the next thing happens to a side that sleeps.
-    pub fn next_event(&self, side: Side) -> Option<u64> {
+    pub fn next_event(&mut self, side: Side) -> Option<u64> {
         let bell = self.bells[side.index()].coming.iter().copied().min();
-        let host = if side == Side::Pmm { self.host.next_ready() } else { None };
-        [bell, host].into_iter().flatten().min()
+        if side == Side::Guest {
+            return bell;
+        }
+        self.ends.all().filter_map(|end| end.next_ready()).chain(bell).chain(self.host.next_ready()).min()
     }
 
     /// A side woke; `other_sleeps` says whether the other one sleeps meanwhile.
@@ -616,7 +639,8 @@ impl World {
         if side == Side::Pmm {
             let bell = &self.bells[side.index()];
             let rung = bell.pending || !bell.coming.is_empty() || self.plan.lossy() || self.shut_down;
-            let silent = other_sleeps && !rung && !self.host.holds_requests();
+            let held = self.host.holds_requests() || self.ends.all().any(|end| end.holds_requests());
+            let silent = other_sleeps && !rung && !held;
             self.silence = silent.then_some(self.statistics.wakes[Side::Guest.index()]);
         }
         self.memory.wake(side);
@@ -640,6 +664,7 @@ impl World {
         self.chores = Chores { output, numbers: self.plan.numbers, flushed: false };
         let (now, lines) = (self.now, self.plan.lines / 2);
         self.host.type_soon(now, lines);
+        self.ends.all().for_each(|end| end.started(now));
     }
     /// There is more to do for everybody.
     pub fn more(&mut self) {
@@ -648,6 +673,7 @@ impl World {
         self.chores.flushed = false;
         let (now, lines) = (self.now, self.plan.lines);
         self.host.type_soon(now, lines);
+        self.ends.all().for_each(|end| end.more(now));
         // Something outside of the link makes the guest look at its work: a key, a timer of its own.
         self.bells[Side::Guest.index()].pending = true;
     }
@@ -655,6 +681,11 @@ impl World {
     /// Takes over what memory and the judge have found.
     pub fn gather(&mut self) {
         if let Some(what) = self.memory.violation.take().or_else(|| self.host.failure()) {
+            self.fail(what);
+        }
+        // A hostile peer may garble all of it.
+        let found = self.ends.all().find_map(|end| end.failure());
+        if let Some(what) = found.filter(|_| !self.plan.memory.hostile()) {
             self.fail(what);
         }
     }

@@ -459,27 +459,26 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
         connection.pay(Owed::UPDATE).then_some((Op::CreditUpdate, 0))
     }
 
-    /// Tells a guest that may have been attached to a predecessor of this program that its connections are gone. It
-    /// stands in the event queue before any packet is answered.
-    fn announce<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<(), RingFault> {
-        let Some(mut queue) = queues.queue(EVENT) else { return Ok(()) };
+    /// Tells a guest that may have been attached to a predecessor of this program that its connections are gone.
+    /// Returns whether it did.
+    fn announce<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
+        let Some(mut queue) = queues.queue(EVENT) else { return Ok(false) };
         if self.telling.is_none() {
             self.telling = queue.take()?;
         }
         if !self.announce {
-            return Ok(());
+            return Ok(false);
         }
-        if let Some(mut request) = self.telling.take() {
-            if request.len(Access::Writable) < Event::SIZE as u32 {
-                queue.reject(request);
-                return Ok(());
-            }
-            request.write(queue.mem(), &Event::TRANSPORT_RESET.to_le_bytes());
-            queue.complete(request, Event::SIZE as u32);
-            self.announce = false;
-            self.telling = queue.take()?;
+        let Some(mut request) = self.telling.take() else { return Ok(false) };
+        if request.len(Access::Writable) < Event::SIZE as u32 {
+            queue.reject(request);
+            return Ok(false);
         }
-        Ok(())
+        request.write(queue.mem(), &Event::TRANSPORT_RESET.to_le_bytes());
+        queue.complete(request, Event::SIZE as u32);
+        self.announce = false;
+        self.telling = queue.take()?;
+        Ok(true)
     }
 }
 
@@ -514,7 +513,10 @@ impl<M: Mem, E: Sockets, T: AsMut<[Connection]>> Device<M> for Vsock<E, T> {
         self.refused = 0;
     }
     fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
-        self.announce(queues)?;
+        // The queues become visible one after the other, and a connection that the guest saw before would be lost.
+        if self.announce(queues)? {
+            return Ok(true);
+        }
         let mut more = true;
         for _ in 0..BATCH {
             let Some((slot, what)) = self.end.next() else {
