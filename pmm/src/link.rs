@@ -294,7 +294,7 @@ impl<'s, M: Mem> Link<'s, M> {
         self.end_plain();
         self.take_last_words();
         let (m, plan) = (&self.mem, &self.plan);
-        // Somebody who wiped the region may have gone on after this side had published again.
+        // Somebody who wiped the region may have gone on behind the static words after this side had published again.
         write_windows(m, plan, &mut self.seats);
         for (index, seat) in self.seats.iter_mut().flatten().enumerate() {
             extended::adopt(m, &mut seat.port, &mut seat.state, &plan.layout, index, plan.base);

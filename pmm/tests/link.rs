@@ -1,14 +1,18 @@
 //! The link against a raw guest, in virtual time: when it rings, whom it adopts, and what it leaves to a guest that
 //! never answers.
 
+use hvl_frontend::device::DeviceStatus;
+use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
+use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_pmm::snapshot::LinkCounters;
 use hvl_shared_abi::epoch::{DeviceState, DriverHalf, PmmLook};
-use hvl_shared_abi::header::reg;
+use hvl_shared_abi::header::{WINDOW_SIZE, reg};
 use hvl_shared_abi::ring::Segment;
 use hvl_shared_abi::ring::split::DriverRing;
 use hvl_shared_abi::{Features, Mem, Window};
+use hvl_test_kit::board::{TestBoard, leak};
 use hvl_test_kit::guest::{CONSOLE, Guest, RNG};
-use hvl_test_kit::{Pmm, region};
+use hvl_test_kit::{LEN, Pmm, region};
 
 const MILLI: u64 = 1_000;
 const SECOND: u64 = 1_000_000;
@@ -122,6 +126,35 @@ fn what_the_guest_does_during_a_look_is_not_taken_for_looked_at() {
     });
     guest.say(&mut pmm, "a line\n");
     assert_eq!(entropy.state(&m, &guest.half), DeviceState::Clear, "its bell is answered");
+}
+
+/// Somebody wipes the region upwards. The PMM looks when the bytes up to `until` are gone; the others go after that.
+fn wipe(pmm: &mut Pmm, until: u32) {
+    let wipes = counters(pmm).wipes;
+    (0..until).step_by(4).for_each(|at| pmm.m.write32(at, 0));
+    pmm.pass(20 * MILLI);
+    assert_eq!(counters(pmm).wipes, wipes + 1);
+    (until..LEN).step_by(4).for_each(|at| pmm.m.write32(at, 0));
+}
+
+#[test]
+fn a_guest_that_boots_after_a_wipe_finds_every_device_wherever_the_pmm_saw_it() {
+    for until in (0x100..2 * WINDOW_SIZE).step_by(0x40) {
+        let mut pmm = Pmm::start(region());
+        wipe(&mut pmm, until);
+        let board = TestBoard::new(pmm.m);
+        let link = board.attach();
+        let rng = Rng::open(&link, leak(RngStorage::<8>::NEW)).unwrap();
+        let storage = leak(ConsoleStorage::<64, 64>::NEW);
+        let mut console = Console::open(&link, storage, Options::default()).unwrap();
+        for _ in 0..8 {
+            link.poll();
+            pmm.pass(20 * MILLI);
+        }
+        let running = Some(DeviceStatus::Running);
+        assert_eq!((rng.status(), console.status()), (running, running), "wiped up to {until:#x}");
+        assert_eq!(console.size(), Ok(Some((80, 24))), "wiped up to {until:#x}");
+    }
 }
 
 /// A console that runs, and its rings.

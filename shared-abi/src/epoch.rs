@@ -118,8 +118,9 @@ impl PmmHalf {
         self.adopted
     }
 
-    /// Looks for a plain guest or a hello among `devices` windows. (PmmEpoch is the one word that is read back: the
-    /// region's lock keeps other PMMs away, so another value means that somebody cleared the memory.)
+    /// Looks for a plain guest or a hello among `devices` windows. (PmmEpoch is read back: the region's lock keeps other
+    /// PMMs away, so another value means that somebody cleared the memory. He may go on after this side has published
+    /// again, so until a guest is adopted the last static word of each window is read back, too.)
     pub fn look<M: Mem>(&self, m: &M, devices: usize) -> GuestLook {
         // DriverEpoch first: a hello stores 0 in every Status before it, so a hello that is seen is never taken for
         // the plain guest that was there before.
@@ -127,10 +128,14 @@ impl PmmHalf {
         if m.read32(at(reg::PMM_EPOCH)) != self.epoch {
             return GuestLook::Wiped;
         }
-        let plain = (0..devices).filter_map(Window::of).any(|window| m.read32(window.at(reg::STATUS)) != 0);
-        if plain {
+        let mut windows = (0..devices).filter_map(Window::of);
+        if windows.clone().any(|window| m.read32(window.at(reg::STATUS)) != 0) {
             GuestLook::Plain
-        } else if driver == 0 || driver == self.found || self.adopted == Some(driver) {
+        } else if self.adopted == Some(driver) {
+            GuestLook::Same
+        } else if windows.any(|window| m.read32(window.at(reg::EXT_BLOCK)) == 0) {
+            GuestLook::Wiped
+        } else if driver == 0 || driver == self.found {
             GuestLook::Same
         } else {
             GuestLook::Hello(driver)
