@@ -121,3 +121,8 @@ mod transport;
 
 pub use link::{AttachError, Counters, Link, LinkState, LinkStorage, OpenError, Refusal};
 pub use platform::{Board, Clock, Doorbell, Instant, MemOps, Wait};
+
+/// The README's firmware compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

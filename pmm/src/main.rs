@@ -11,14 +11,16 @@ fn main() -> ExitCode {
         Command::Print(text) => {
             // Nobody reads on: no reason to fail.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Status(request) => observe::status(&request, &mut std::io::stdout()),
-        Command::Share(directory) => share::serve(&directory),
+        Command::Status(request) => {
+            observe::status(&request, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Share(directory) => share::serve(&directory).map(|()| ExitCode::SUCCESS),
         Command::Run(run) => serve_links(&run),
     });
     let code = match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             observe::log::say(&format!("pmm: {failure}\n"));
             ExitCode::from(failure.exit_code())
@@ -28,7 +30,8 @@ fn main() -> ExitCode {
     code
 }
 
-fn serve_links(run: &Run) -> Result<(), Failure> {
+/// What fails once the log has begun is in the log, and said nowhere else.
+fn serve_links(run: &Run) -> Result<ExitCode, Failure> {
     let opened = open::open(run)?;
     let LogOptions { json, .. } = run.log;
     observe::log::start(run.log);
@@ -55,5 +58,6 @@ fn serve_links(run: &Run) -> Result<(), Failure> {
         );
     }
     tracing::info!("control socket {}; 'pmm status' asks there", opened.control.path().display());
-    serve::serve(opened, run)
+    Ok(serve::serve(opened, run)
+        .map_or_else(|failure| ExitCode::from(failure.exit_code()), |()| ExitCode::SUCCESS))
 }

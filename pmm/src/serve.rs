@@ -19,7 +19,7 @@ use crate::failure::{Failure, refused};
 use crate::host::HostEnd;
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
-    Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, remedy,
+    Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable, remedy,
 };
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
@@ -37,7 +37,7 @@ fn clock() -> impl Fn() -> u64 {
     move || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Serves links until a signal comes, a user asks for the end, or every link has ended.
+/// Serves links until a signal comes, a user asks for the end, or every link has ended. What fails is logged here.
 ///
 /// # Errors
 ///
@@ -55,7 +55,8 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
         Ok(())
     };
     let started = links.into_iter().try_for_each(&mut start);
-    if started.is_err() {
+    if let Err(failure) = &started {
+        error!("{failure}");
         // Those that were started end in order: they have terminals to restore and guests to tell.
         boards.iter().for_each(|board| board.stop());
     }
@@ -386,7 +387,13 @@ impl Notices {
         }
         if words != self.words && !words.is_empty() {
             self.words = words.to_vec();
-            limited!(warn, self.last_words, now, "last words of the guest: {}", words.escape_ascii());
+            limited!(
+                warn,
+                self.last_words,
+                now,
+                "last words of the guest: {}",
+                printable(&String::from_utf8_lossy(words))
+            );
         }
         let profile = profile_name(self.before.profile);
         for (was, is) in before.devices.iter().zip(&self.before.devices) {

@@ -22,7 +22,7 @@ use crate::sys::Watches;
 const TYPE_AHEAD: usize = 4096;
 const CTRL_A: u8 = 1;
 const BELL: u8 = 7;
-const HELP: &str = "\n  Ctrl-A x       end this pmm; the guest notices and waits for the next one\n  Ctrl-A h       this help\n  Ctrl-A Ctrl-A  a Ctrl-A for the guest\n  anything else  goes to the guest, Ctrl-C too\n";
+const HELP: &str = "\n  Ctrl-A x       end pmm: a demo ends with it, any other guest waits for the next one\n  Ctrl-A h       this help\n  Ctrl-A Ctrl-A  a Ctrl-A for the guest\n  anything else  goes to the guest, Ctrl-C too\n";
 
 /// Standard input and output.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ impl StdioEnd {
                     }
                     (true, b'x' | b'X' | 0x18) => {
                         keys.end = true;
+                        // The shell's prompt goes on a line of its own.
+                        crate::observe::log::say("\n");
                         false
                     }
                     (true, b'h' | b'H' | b'?' | 8) => {

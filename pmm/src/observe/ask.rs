@@ -29,7 +29,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
     let conditions: Result<Vec<Condition>, String> =
         request.wait_for.iter().map(|text| Condition::parse(text)).collect();
     let conditions = conditions.map_err(Failure::Misuse)?;
-    let Number(seconds) = request.timeout;
+    let Number(seconds) = request.timeout.unwrap_or(Number(60));
     let deadline = Instant::now() + Duration::from_secs(seconds.min(u64::from(u32::MAX)));
     let (path, stream) = loop {
         match find(request.control.as_deref()) {

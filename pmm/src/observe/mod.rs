@@ -9,6 +9,18 @@ mod lines;
 pub mod log;
 mod status;
 
+/// What the other side wrote, for a terminal: with nothing in it that would move a cursor or deceive the eye.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '\'' | '"' => shown.push(char),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
+}
+
 pub use ask::status;
 pub use board::{Board, Waker};
 pub use condition::Condition;

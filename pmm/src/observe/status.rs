@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::printable;
 use serde::{Deserialize, Serialize};
 
 /// All of a running PMM.
@@ -226,7 +227,7 @@ impl fmt::Display for LinkStatus {
             self.wakeups
         )?;
         if !self.last_words.is_empty() {
-            writeln!(f, "  last words of the guest: {}", self.last_words.escape_debug())?;
+            writeln!(f, "  last words of the guest: {}", printable(&self.last_words))?;
         }
         for device in &self.devices {
             writeln!(

@@ -89,9 +89,9 @@ pub struct StatusRequest {
     /// Example: --wait-for 'links.0.devices.rng.state=running'
     #[arg(long, value_name = "CONDITION", action = clap::ArgAction::Append)]
     pub wait_for: Vec<String>,
-    /// How long --wait-for may wait; then it ends with 1 and names what it waited for
-    #[arg(long, value_name = "SECONDS", default_value = "60")]
-    pub timeout: Number,
+    /// How long --wait-for may wait; then it ends with 1 and names what it waited for [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<Number>,
 }
 
 /// One link in the words of the command line, which are also the keys of a `[[link]]` in a configuration file.
@@ -332,6 +332,13 @@ fn status(request: StatusRequest) -> Result<Command, Failure> {
     for condition in &request.wait_for {
         crate::observe::Condition::parse(condition).map_err(Failure::Misuse)?;
     }
+    if let Some(seconds) = request.timeout
+        && request.wait_for.is_empty()
+    {
+        return misuse(format!(
+            "--timeout {seconds}: bounds --wait-for, which is not there; add it, or leave it out"
+        ));
+    }
     if request.follow && !request.wait_for.is_empty() {
         return misuse("--follow and --wait-for: one never ends and the other does; choose one");
     }
@@ -360,6 +367,13 @@ fn run(args: RunArgs) -> Result<Command, Failure> {
     config.log_json |= args.log_json;
 
     let links = describe::describe(&config.link, source, &mut notes)?;
+    if let Some(seconds) = config.wait
+        && links.iter().all(|link| matches!(link.doorbell, Doorbell::Poll { .. }))
+    {
+        notes.push(format!(
+            "--wait {seconds}: has no effect here, because no doorbell has a peer that could be absent"
+        ));
+    }
     let control = config.control.clone();
     if let Some(path) = &control {
         super::value::socket_path(&path.to_string_lossy())
@@ -432,8 +446,11 @@ fn one_line(error: &clap::Error) -> Result<Command, Failure> {
         ErrorKind::UnknownArgument => {
             let near = text(ContextKind::SuggestedArg);
             let hint = match near.as_str() {
-                "" => "'pmm run --help' lists the options".to_string(),
-                near => format!("is '{near}' meant? 'pmm run --help' lists the options"),
+                // A slip is seldom in the first letter, and a far guess is no help.
+                near if near.as_bytes().get(2) == arg.as_bytes().get(2) => {
+                    format!("is '{near}' meant? 'pmm run --help' lists the options")
+                }
+                _ => "'pmm run --help' lists the options".to_string(),
             };
             let kind = if arg.starts_with('-') { "unknown option" } else { "not an option" };
             format!("{arg}: {kind}; {hint}")

@@ -1,7 +1,8 @@
 //! From words to links: each [`LinkOptions`] is checked alone, then all of them together. What passes can still be
 //! refused by the machine, but it makes sense.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
@@ -65,6 +66,18 @@ pub enum Memory {
         /// Where in it the region starts, in bytes; a multiple of 4096.
         offset: u64,
     },
+}
+
+impl fmt::Display for Memory {
+    /// As the command line has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Memory::Memfd => write!(f, "a memfd"),
+            Memory::File { path, .. } => write!(f, "--shmem-file {}", path.display()),
+            Memory::Posix(name) => write!(f, "--shmem-posix {name}"),
+            Memory::Fd { fd, .. } => write!(f, "--shmem-fd {fd}"),
+        }
+    }
 }
 
 impl LinkDescription {
@@ -385,7 +398,6 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
     for link in links {
         let mut own =
             |thing: String, option: &str| owned.push((thing, format!("--{option} of '{}'", link.name)));
-        own(format!("the name '{}'", link.name), "name");
         match &link.doorbell {
             Doorbell::UnixStream { path, .. } => own(shown(path), "doorbell"),
             Doorbell::UnixDgram { bind, peer } => {
@@ -403,6 +415,10 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
         if let Some(path) = &link.state {
             own(shown(path), "state");
         }
+    }
+    let mut names = HashSet::new();
+    if let Some(twice) = links.iter().find(|link| !names.insert(&link.name)) {
+        return misuse(format!("--name {}: two links have this name; change one", twice.name));
     }
     let mut owners: HashMap<&str, &str> = HashMap::new();
     for (thing, option) in &owned {
@@ -426,7 +442,8 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
         for other in &links[..index] {
             if overlap(one, other) {
                 return misuse(format!(
-                    "--shmem-size of '{}': its region ({:#x} bytes from {:#x}) overlaps the one of '{}'; give each link memory of its own",
+                    "{} of '{}': its region ({:#x} bytes from {:#x}) overlaps the one of '{}' there; give each link memory of its own",
+                    one.memory,
                     one.name,
                     one.size,
                     place(&one.memory).1,

@@ -192,6 +192,8 @@ fn misuse_names_option_value_and_way_out() {
         ("-- 9p /tmp,/tmp", &["'-- 9p'", "'--9p'"]),
         ("--", &["'--'", "leave it out"]),
         ("--wait soon", &["--wait soon", "number"]),
+        ("--bogus", &["--bogus: unknown option; 'pmm run --help'"]),
+        ("--consloe", &["is '--console' meant?"]),
     ];
     for (typed, parts) in cases {
         let text = wrong(&format!("{GOOD} {typed}"));
@@ -207,6 +209,7 @@ fn misuse_names_option_value_and_way_out() {
         ("run --no-dtb --shmem-addr 1M", &["--shmem-size", "16M"]),
         ("run --no-dtb --shmem-addr 1M --shmem-size 1M", &["--rng", "--console"]),
         ("status --wait-for nonsense", &["--wait-for 'nonsense'", ">="]),
+        ("status --timeout 5", &["--timeout 5", "--wait-for"]),
         ("status --follow --wait-for a=1", &["--follow", "--wait-for"]),
     ];
     for (typed, parts) in whole {
@@ -270,6 +273,7 @@ fn a_file_says_the_same_as_a_command_line() {
     let from_line = links(&line);
     assert_eq!(from_file.links, from_line.links);
     assert_eq!((from_file.wait, from_file.log), (from_line.wait, from_line.log));
+    assert!(from_line.notes.iter().any(|note| note.starts_with("--wait 3: has no effect")));
 }
 
 #[test]
@@ -302,8 +306,8 @@ fn several_links() {
     assert_eq!(run.log.level, LogLevel::Debug);
 
     let bad = [
-        (link("a", "") + &link("a", ""), "name 'a'"),
-        (link("a", &ddr(0)) + &link("b", &ddr(4096)), "overlaps"),
+        (link("a", "") + &link("a", ""), "--name a: two links"),
+        (link("a", &ddr(0)) + &link("b", &ddr(4096)), "--shmem-file /tmp/ddr of 'b': its region"),
         (link("a", "shmem-posix = 'x'") + &link("b", "shmem-file = '/dev/shm/x'"), "overlaps"),
         (link("a", "console = 'stdio'") + &link("b", "console = 'virtio'"), "this terminal"),
         (

@@ -154,6 +154,7 @@ struct Source {
 impl Source {
     fn open(link: &LinkDescription, links: &[LinkDescription]) -> Result<Source, Failure> {
         let len = u64::from(link.size);
+        let name = link.memory.to_string();
         let source = match &link.memory {
             Memory::Memfd => {
                 let name = format!("the memfd of '{}'", link.name);
@@ -175,7 +176,6 @@ impl Source {
                 }
             }
             Memory::File { path, offset } => {
-                let name = format!("--shmem-file {}", path.display());
                 let opened = rustix::fs::open(
                     path,
                     OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK,
@@ -188,7 +188,6 @@ impl Source {
                 Source::with_length(opened, *offset, ends.fold(offset + len, u64::max), name)?
             }
             Memory::Posix(object) => {
-                let name = format!("--shmem-posix {object}");
                 let opened = rustix::shm::open(
                     &*format!("/{object}"),
                     rustix::shm::OFlags::RDWR | rustix::shm::OFlags::CREATE,
@@ -197,7 +196,6 @@ impl Source {
                 Source::with_length(opened, 0, len, name)?
             }
             Memory::Fd { fd, offset } => {
-                let name = format!("--shmem-fd {fd}");
                 // Opened again: a lock on the inherited descriptor would be shared with whoever it was inherited from.
                 match File::options().read(true).write(true).open(format!("/proc/self/fd/{fd}")) {
                     Ok(file) => Source { fd: file.into(), offset: *offset, name, notes: Vec::new() },

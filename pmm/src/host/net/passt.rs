@@ -22,7 +22,7 @@ use super::super::{Dropped, EndError, FrameEnd, HostEnd};
 use super::Losses;
 use super::stream::FrameStream;
 use crate::failure::{Failure, refused};
-use crate::observe::{Limit, limited};
+use crate::observe::{Limit, limited, printable};
 use crate::options::Forward;
 use crate::sys::Watches;
 
@@ -156,7 +156,7 @@ impl Passt {
         let text = String::from_utf8_lossy(&self.said).into_owned();
         let mut lines = text.lines().map(str::trim);
         let words = lines.rfind(|line| !line.is_empty() && !line.starts_with("Failed to send"));
-        words.map(|words| format!(": {}", words.escape_debug())).unwrap_or_default()
+        words.map(|words| format!(": {}", printable(words))).unwrap_or_default()
     }
 
     /// Notes that it is gone, and when the next one is due.
