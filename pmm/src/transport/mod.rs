@@ -45,7 +45,8 @@ pub struct Port<'s, M> {
     pub(crate) spare: [Option<DeviceRing<'s>>; MAX_QUEUES],
     pub(crate) counters: [QueueCounters; MAX_QUEUES],
     pub(crate) features: Features,
-    /// Queues of which the device wanted more than there was.
+    /// Queues of which the device wanted more than there was when it last took from them. It is asked only after the
+    /// device has served its queues, so a new session finds nothing of the old one here.
     pub(crate) hungry: [bool; MAX_QUEUES],
     pub(crate) resets: u64,
     pub(crate) ring_faults: u64,
@@ -77,7 +78,7 @@ impl<'s, M: Mem> Port<'s, M> {
             spare,
             counters: [QueueCounters::default(); MAX_QUEUES],
             features: Features::empty(),
-            hungry: [true; MAX_QUEUES],
+            hungry: [false; MAX_QUEUES],
             resets: 0,
             ring_faults: 0,
             features_refused: 0,
@@ -113,7 +114,6 @@ impl<'s, M: Mem> Port<'s, M> {
             }
         }
         self.features = Features::empty();
-        self.hungry = [true; MAX_QUEUES];
         self.resets = self.resets.wrapping_add(1);
     }
 

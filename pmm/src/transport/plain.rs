@@ -218,8 +218,8 @@ impl PlainDevice {
         let stale_pfn = self.last().map_or(self.stale_pfn, |last| last.pfn);
         let PlainDevice { refusal, refused, .. } = *self;
         *self = PlainDevice { stale_pfn, refusal, refused, ..PlainDevice::default() };
+        // An InterruptACK that is left over is taken at the next look, and acknowledges nothing.
         m.write32(port.window.at(reg::INTERRUPT_STATUS), 0);
-        m.write32(port.window.at(reg::INTERRUPT_ACK), 0);
     }
 
     /// The queue that was set up last.
