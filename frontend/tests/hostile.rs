@@ -507,5 +507,5 @@ fn handles_on_threads_make_progress_alone_and_through_restarts() {
         next = next.max(number + 1);
     }
     assert_eq!(next, lines);
-    assert_eq!(acknowledged.load(SeqCst), (0..lines).map(|i| format!("{i}\n").len() as u32).sum());
+    assert_eq!(acknowledged.load(SeqCst), (0..lines).map(|i| format!("{i}\n").len() as u32).sum::<u32>());
 }
