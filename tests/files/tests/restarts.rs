@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use hvl_files::{Guest, Pmm, Same, Wire};
+use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::p9::FileError;
 use hvl_frontend::device::rng::FillError;
 use hvl_frontend::{Board, Wait};
@@ -79,6 +80,7 @@ impl Conversation for Gated {
     }
 }
 
+const VERSION_REQUEST: u8 = 100;
 const READ: u8 = 116;
 const WRITE: u8 = 118;
 const MKDIR: u8 = 72;
@@ -176,6 +178,37 @@ fn an_open_file_is_stale_once_after_the_pmm_was_restarted_and_then_works_again()
     assert_eq!(guest.files.read(&mut file, 0, &mut into), Err(FileError::Stale));
     assert_eq!((guest.files.read(&mut file, 0, &mut into), into), (Ok(4), *b"2222"));
     assert_eq!(guest.files.close(file), Ok(()));
+}
+
+#[test]
+fn an_open_file_is_stale_once_though_the_pmm_was_restarted_again_meanwhile() {
+    let wire = Wire::new();
+    let pmm = Pmm::start(&wire, Same(Gated::new(255, b'1')));
+    let mut guest = Guest::boot(&wire, long());
+    let mut file = guest.files.open_file(b"a", open::READ_ONLY).unwrap();
+    drop(pmm);
+    // The second one has the client's first message when the third takes its place.
+    let server = Gated::new(VERSION_REQUEST, b'2');
+    let mut second = Some(Pmm::start(&wire, Same(server.clone())));
+    let mut into = [0; 4];
+    // Entropy comes from the second one only, so the guest has met it then.
+    while guest.rng.fill(&mut into).is_err() || guest.files.status() != Some(DeviceStatus::Running) {
+        wire.wait_for_doorbell(guest.rng.next_deadline());
+        guest.files.poll();
+    }
+    let (result, _third) = std::thread::scope(|scope| {
+        let wire = wire.clone();
+        let successor = scope.spawn(move || {
+            server.wait_until_held(1);
+            drop(second.take());
+            let third = Pmm::start(&wire, Same(Gated::new(255, b'3')));
+            server.open(true);
+            third
+        });
+        (guest.files.read(&mut file, 0, &mut into), successor.join().unwrap())
+    });
+    assert_eq!(result, Err(FileError::Stale));
+    assert_eq!((guest.files.read(&mut file, 0, &mut into), into), (Ok(4), *b"3333"));
 }
 
 #[test]

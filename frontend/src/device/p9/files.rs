@@ -516,7 +516,6 @@ impl<'s, B: Wait> Files<'s, B> {
         self.attach(until)?;
         if self.attached != Some(file.starts) {
             if !file.told {
-                file.told = true;
                 return Err(FileError::Stale);
             }
             self.reopen(file, file.flags)?;
@@ -527,8 +526,8 @@ impl<'s, B: Wait> Files<'s, B> {
     /// A call on an open file: what a restart has cut short is told to its owner.
     #[inline(never)]
     fn on(&mut self, file: &mut File, step: Step<'_, 's, B>) -> Result<(), FileError> {
-        let fid = self.fresh(file)?;
-        match step(self, fid) {
+        let result = self.fresh(file).and_then(|fid| step(self, fid));
+        match result {
             Err(FileError::Stale | FileError::Indeterminate) => {
                 file.told = true;
                 Err(FileError::Stale)
