@@ -5,10 +5,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use crc::{CRC_32_ISO_HDLC, Crc};
+use serde_json::Value;
 
 use crate::Tools;
 use crate::dice::Dice;
@@ -23,6 +26,10 @@ const PORT: u32 = 77;
 const SMALL: usize = 10_000;
 const ADDRESS: &str = "10.9.8.1";
 const NEIGHBOUR: &str = "10.9.8.2";
+/// Bytes of the page that is on its way when something dies.
+const PAGE: usize = 8 << 20;
+/// Requests at the file device that show it on its way.
+const PAGE_FLOWS: u64 = 10;
 
 /// The guest, and a neighbour in its network: another guest behind a pmm of its own.
 struct World<'t> {
@@ -42,25 +49,23 @@ pub fn run(tools: &Tools, kind: Kind, mebibytes: u64, deaths: u64) -> Result<()>
     neighbour.command(&format!("ip {NEIGHBOUR}/24"))?;
     neighbour.command("httpd /")?;
     let mut world = World { rig, neighbour, dice: Dice::new(tools.seed) };
+    std::fs::write(world.rig.shared().join("page"), pattern(0, PAGE))?;
     world.configure()?;
     world.all_work().context("at first")?;
     world.large(tools.scaled(mebibytes << 20) as usize)?;
 
     let mut longest = 0f64;
+    let mut moved = 0;
     for round in 0..tools.scaled(deaths) {
         let what =
             ["the pmm killed", "the guest rebooted", "the guest killed", "both killed"][round as usize % 4];
-        // In the middle of a transfer, which is cut off.
-        let torn = world.rig.sockets();
-        world.rig.terminal.send(format!("vsock listen {PORT}\r").as_bytes());
-        world.rig.terminal.expect("vsock listen", UP)?;
-        let call = call(&torn).context("a connection to be cut off")?;
+        let traffic = world.traffic().with_context(|| format!("round {round}, before {what}"))?;
         let start = Instant::now();
         match round % 4 {
             0 => {
                 world.rig.kill_pmm()?;
                 world.rig.start_pmm()?;
-                ended(call)?;
+                moved += traffic.cut_off()?;
                 world.rig.terminal.expect("(failed)> ", UP).context("the reset is told")?;
             }
             1 => {
@@ -68,29 +73,31 @@ pub fn run(tools: &Tools, kind: Kind, mebibytes: u64, deaths: u64) -> Result<()>
                 world.rig.terminal.expect("(failed)> ", UP)?;
                 world.rig.terminal.send(b"reboot\r");
                 world.rig.prompt()?;
-                ended(call)?;
+                moved += traffic.cut_off()?;
                 world.configure()?;
             }
             2 => {
                 world.rig.guest.kill()?;
                 world.rig.guest.start()?;
                 world.rig.prompt()?;
-                ended(call)?;
+                moved += traffic.cut_off()?;
                 world.configure()?;
             }
             _ => {
                 world.rig.guest.kill()?;
                 world.rig.kill_pmm()?;
-                ended(call)?;
+                moved += traffic.cut_off()?;
                 world.rig.start_pmm()?;
                 world.rig.guest.start()?;
                 world.rig.prompt()?;
                 world.configure()?;
             }
         }
+        world.neighbour_gives_up()?;
         world.all_work().with_context(|| format!("round {round}, {what}"))?;
         longest = longest.max(start.elapsed().as_secs_f64());
     }
+    println!("{moved} bytes had come back through sockets when they were cut off");
     println!("{} deaths: all five devices work again after {longest:.3} s at worst", tools.scaled(deaths));
     world.rig.check()?;
     world.neighbour.check()
@@ -99,7 +106,33 @@ pub fn run(tools: &Tools, kind: Kind, mebibytes: u64, deaths: u64) -> Result<()>
 impl World<'_> {
     /// What the guest's user types once after each of its starts.
     fn configure(&mut self) -> Result<()> {
-        self.rig.command(&format!("ip {ADDRESS}/24")).map(drop)
+        self.rig.command(&format!("ip {ADDRESS}/24"))?;
+        self.rig.command("httpd /").map(drop)
+    }
+
+    /// Bytes on the way through every device: the neighbour fetches a page from the guest, which reads it from its file
+    /// device for the network, and a client's bytes go to the guest and back, of which the console tells. Returns once
+    /// they flow.
+    fn traffic(&mut self) -> Result<Traffic> {
+        let requests = requests_in(&self.rig.pmm()?.status()?).context("a file device in the status")?;
+        let fetch = format!("get http://{ADDRESS}/page");
+        self.neighbour.terminal.send(format!("{fetch}\r").as_bytes());
+        self.neighbour.terminal.expect(&format!("{fetch}\n"), UP)?;
+        self.rig.pmm()?.wait_for("the neighbour's request at the file device", |status| {
+            requests_in(status).is_some_and(|now| now >= requests + PAGE_FLOWS)
+        })?;
+        let path = self.rig.sockets();
+        self.rig.terminal.send(format!("vsock listen {PORT}\r").as_bytes());
+        self.rig.terminal.expect("vsock listen", UP)?;
+        Traffic::start(call(&path).context("a connection to be cut off")?)
+    }
+
+    /// The neighbour stops fetching, if it is not done or told that it failed.
+    fn neighbour_gives_up(&mut self) -> Result<()> {
+        self.neighbour.terminal.send(b"\x03echo over\r");
+        self.neighbour.terminal.expect("echo over\n", UP)?;
+        self.neighbour.terminal.expect("over\n", UP)?;
+        self.neighbour.terminal.expect(&format!("{}> ", self.neighbour.guest.name()), UP).map(drop)
     }
 
     /// A little of each.
@@ -145,7 +178,7 @@ impl World<'_> {
                 sending.shutdown(std::net::Shutdown::Write)
             });
             let mut back = Vec::new();
-            stream.set_read_timeout(Some(std::time::Duration::from_secs(UP)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(UP)))?;
             stream.read_to_end(&mut back).context("what comes back")?;
             sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
             anyhow::Ok(back)
@@ -246,6 +279,63 @@ impl World<'_> {
     }
 }
 
+/// A client whose bytes go to the guest and come back until something dies.
+struct Traffic(Vec<JoinHandle<Result<u64>>>);
+
+impl Traffic {
+    /// Returns once bytes come back.
+    fn start(stream: UnixStream) -> Result<Traffic> {
+        let (flows, flowing) = channel();
+        let mut sending = stream.try_clone()?;
+        let sender = std::thread::spawn(move || {
+            let mut at = 0;
+            // Until it is cut off.
+            while let Ok(sent) = sending.write(&pattern(at, SMALL)) {
+                at += sent as u64;
+            }
+            Ok(0)
+        });
+        let receiver = std::thread::spawn(move || {
+            let (mut at, mut bytes) = (0, vec![0; SMALL]);
+            loop {
+                let got = match (&stream).read(&mut bytes) {
+                    Ok(0) => return Ok(at),
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(at),
+                    got => got.context("a connection that was cut off")?,
+                };
+                ensure!(
+                    bytes[..got] == pattern(at, got),
+                    "other bytes came back than were sent, from {at} on"
+                );
+                at += got as u64;
+                if at >= SMALL as u64 {
+                    let _ = flows.send(());
+                }
+            }
+        });
+        let guard = Duration::from_secs(UP);
+        flowing.recv_timeout(guard).with_context(|| format!("no {SMALL} bytes came back in {UP} s"))?;
+        Ok(Traffic(vec![sender, receiver]))
+    }
+
+    /// Waits until the client knows that it was cut off. Returns how many bytes had come back.
+    fn cut_off(self) -> Result<u64> {
+        let ends = self.0.into_iter().map(|end| end.join().map_err(|_| anyhow!("a client panicked"))?);
+        ends.sum()
+    }
+}
+
+/// What the guest has asked of its file device.
+fn requests_in(status: &Value) -> Option<u64> {
+    let devices = status["links"][0]["devices"].as_array()?;
+    devices.iter().find(|device| device["name"] == "9p")?["queues"][0]["completed"].as_u64()
+}
+
+/// `len` bytes of an endless stream, from `at` on.
+fn pattern(at: u64, len: usize) -> Vec<u8> {
+    (at..).take(len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect()
+}
+
 /// Whether a socket at `path` takes connections: it has a name before it does, and one that calls between is refused.
 fn listens(path: &str) -> Result<bool> {
     const ACCEPTS: &str = "00010000";
@@ -258,7 +348,7 @@ fn call(path: &Path) -> Result<UnixStream> {
     let guard = Guard::new(UP, "the guest to take a call");
     loop {
         let mut stream = UnixStream::connect(path).context("the multiplexer takes no connection")?;
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(UP)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(UP)))?;
         writeln!(stream, "CONNECT {PORT}")?;
         let mut line = Vec::new();
         let mut byte = [0];
@@ -275,15 +365,6 @@ fn call(path: &Path) -> Result<UnixStream> {
         }
         // Closed without a word: nobody listened yet.
         guard.left()?;
-    }
-}
-
-/// A connection that was cut off ends visibly.
-fn ended(mut stream: UnixStream) -> Result<()> {
-    match stream.read(&mut [0; 64]) {
-        Ok(0) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
-        other => bail!("a connection that was cut off answers {other:?}"),
     }
 }
 
