@@ -38,13 +38,29 @@ pub trait Conversations: Send {
     fn state(&self) -> String;
 }
 
-struct Job {
+/// A message that a worker answers.
+pub struct Job {
     generation: u64,
     id: usize,
     room: usize,
     changes: bool,
     request: Vec<u8>,
     with: Arc<dyn Conversation>,
+}
+
+impl Job {
+    /// Whether it may change something that outlives the session.
+    pub fn changes(&self) -> bool {
+        self.changes
+    }
+    /// Does what it asks for. The answer begins as `answer`, whose memory it uses.
+    fn answer(&self, mut answer: Vec<u8>) -> Vec<u8> {
+        self.with.handle(&self.request, &mut answer, self.room);
+        if answer.len() > self.room {
+            refuse(&self.request, Errno::MSGSIZE, &mut answer);
+        }
+        answer
+    }
 }
 
 struct Done {
@@ -120,20 +136,40 @@ impl Room {
                 work = self.news.wait(work).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let mut answer = work.spare.pop().unwrap_or_default();
+            let spare = work.spare.pop().unwrap_or_default();
             drop(work);
-            job.with.handle(&job.request, &mut answer, job.room);
-            if answer.len() > job.room {
-                refuse(&job.request, Errno::MSGSIZE, &mut answer);
-            }
+            let answer = job.answer(spare);
+            self.finish(job, answer);
             work = self.work();
-            let freed = work.finish(job, answer);
-            self.waker.wake();
-            if freed {
-                // Changes that waited for it may begin.
-                self.news.notify_all();
-            }
         }
+    }
+
+    fn finish(&self, job: Job, answer: Vec<u8>) {
+        let freed = self.work().finish(job, answer);
+        self.waker.wake();
+        if freed {
+            // Changes that waited for it may begin.
+            self.news.notify_all();
+        }
+    }
+}
+
+/// A worker that is no thread: a simulator decides when it begins, acts and ends.
+#[derive(Clone)]
+pub struct Worker(Arc<Room>);
+
+impl Worker {
+    /// The first message that may begin, if there is one. [`Worker::finish`] ends it.
+    pub fn begin(&self) -> Option<Job> {
+        self.0.work().next()
+    }
+    /// Does what a message asks for.
+    pub fn answer(&self, job: &Job) -> Vec<u8> {
+        job.answer(Vec::new())
+    }
+    /// Hands the answer to the loop.
+    pub fn finish(&self, job: Job, answer: Vec<u8>) {
+        self.0.finish(job, answer);
     }
 }
 
@@ -172,15 +208,26 @@ impl Files {
     ///
     /// If there are no descriptors or no threads to be had.
     pub fn start(conversations: Box<dyn Conversations>) -> std::io::Result<Files> {
-        let waker = Waker::new()?;
-        let room = Arc::new(Room { work: Mutex::default(), news: Condvar::new(), waker });
-        let files =
-            Files { conversations, current: None, room, under_way: [None; PENDING], flushed: Vec::new() };
+        let (files, Worker(room)) = Files::without_threads(conversations)?;
         for _ in 0..WORKERS {
-            let room = files.room.clone();
+            let room = room.clone();
             thread::Builder::new().name("files".into()).spawn(move || room.serve())?;
         }
         Ok(files)
+    }
+
+    /// Starts none: whoever calls the worker does the work.
+    ///
+    /// # Errors
+    ///
+    /// If there are no descriptors to be had.
+    pub fn without_threads(conversations: Box<dyn Conversations>) -> std::io::Result<(Files, Worker)> {
+        let waker = Waker::new()?;
+        let room = Arc::new(Room { work: Mutex::default(), news: Condvar::new(), waker });
+        let worker = Worker(room.clone());
+        let files =
+            Files { conversations, current: None, room, under_way: [None; PENDING], flushed: Vec::new() };
+        Ok((files, worker))
     }
 
     /// Marks a message as answered, and says what was known of it.

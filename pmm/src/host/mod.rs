@@ -35,7 +35,7 @@ pub(crate) mod vsock;
 pub use self::{
     entropy::SystemEntropy,
     file::FileEnd,
-    files::{Conversation, Conversations, Files, Guests},
+    files::{Conversation, Conversations, Files, Guests, Job, Worker},
     hosted::Hosted,
     pty::PtyEnd,
     record::StateFile,
