@@ -71,6 +71,10 @@ pub struct Plan {
     pub frames: u32,
     /// Talks that each start of the guest begins, and as many that the host does.
     pub talks: u32,
+    /// Reads and writes of files that each start of the guest does.
+    pub operations: u32,
+    /// How long it waits for one, in nanoseconds.
+    pub patience: u64,
 }
 
 impl Plan {
@@ -121,8 +125,12 @@ impl Plan {
             numbers: rng.u32(1..16),
             frames: rng.u32(1..16),
             talks: rng.u32(1..4),
+            operations: rng.u32(1..16),
+            patience: *pick(rng, &[200 * MILLI, SECOND, 10 * SECOND]),
         };
         plan.devices.extend(more_devices(rng));
+        // Without a clock nothing can be waited for, and paths are.
+        plan.guest_clock |= plan.has(DeviceId::P9);
         plan
     }
 
@@ -173,10 +181,17 @@ fn more_devices(rng: &mut Rng) -> Vec<DeviceSpec> {
         pool: *pick(rng, &[0xc00, 0x1800]),
         ..DeviceSpec::VSOCK
     };
+    // A message of 1 KiB is the shortest that a client agrees to.
+    let p9 = |rng: &mut Rng| {
+        let size = *pick(rng, &[2, 4, 8]);
+        let pool = u32::from(size) * *pick(rng, &[0x480, 0x800]);
+        DeviceSpec { queues: [size, 0, 0, 0], pool, ..DeviceSpec::P9 }
+    };
     match rng.u32(0..10) {
         0 => vec![net(rng)],
         1 => vec![vsock(rng)],
-        2 => vec![net(rng), vsock(rng)],
+        2 => vec![p9(rng)],
+        3 => vec![net(rng), vsock(rng), p9(rng)],
         _ => vec![],
     }
 }

@@ -60,6 +60,7 @@ fn requests(link: &Link<'_, Shared>, places: &[DevicePlace]) -> u64 {
             DeviceId::CONSOLE => wire::console::TRANSMIT,
             DeviceId::NET => wire::net::TRANSMIT,
             DeviceId::VSOCK => wire::vsock::TRANSMIT,
+            DeviceId::P9 => wire::p9::REQUEST,
             _ => return None,
         };
         device?.queues.get(queue).map(|queue| queue.requests)

@@ -15,7 +15,7 @@ scoped_thread_local!(static PMM: Yielder<(), Signal>);
 scoped_thread_local!(static GUEST: Yielder<(), Signal>);
 
 /// Bytes of a side's stack.
-const STACK: usize = 256 * 1024;
+const STACK: usize = 1024 * 1024;
 
 /// A running side.
 pub type Thread = Coroutine<(), Signal, ()>;

@@ -388,7 +388,7 @@ impl World {
             self.delayed(side);
         }
         let i = side.index();
-        self.call[i] += 1;
+        self.call[i] = if op == Op::Sleep { 0 } else { self.call[i] + 1 };
         if self.call[i] > MOST_PER_CALL {
             self.call[i] = 0;
             self.fail(format!("the {} made {MOST_PER_CALL} accesses in one call", side.name()));

@@ -4,6 +4,7 @@
 //! through it; the handle by which the PMM's device reaches it; and the [`Work`] that the guest does with its driver.
 //! Everything that moves is a function of a salt, a stream and a position, so the judge knows where it belongs.
 
+pub mod files;
 pub mod net;
 pub mod vsock;
 
@@ -88,6 +89,7 @@ pub trait End {
 pub struct Ends {
     net: Option<net::Cable>,
     vsock: Option<vsock::Harbor>,
+    files: Option<files::Shelf>,
 }
 
 impl Ends {
@@ -96,6 +98,7 @@ impl Ends {
         Ends {
             net: plan.has(DeviceId::NET).then(|| net::Cable::new(plan, salt)),
             vsock: plan.has(DeviceId::VSOCK).then(|| vsock::Harbor::new(plan, salt)),
+            files: plan.has(DeviceId::P9).then(|| files::Shelf::new(plan, salt)),
         }
     }
     /// The network's.
@@ -112,19 +115,28 @@ impl Ends {
     pub fn vsock(&mut self) -> &mut vsock::Harbor {
         self.vsock.as_mut().expect("the link has sockets")
     }
+    /// The files'.
+    ///
+    /// # Panics
+    /// If the link has none.
+    pub fn files(&mut self) -> &mut files::Shelf {
+        self.files.as_mut().expect("the link has files")
+    }
     /// That of a kind of device.
     pub fn of(&mut self, id: DeviceId) -> Option<&mut dyn End> {
         match id {
             DeviceId::NET => self.net.as_mut().map(|end| end as _),
             DeviceId::VSOCK => self.vsock.as_mut().map(|end| end as _),
+            DeviceId::P9 => self.files.as_mut().map(|end| end as _),
             _ => None,
         }
     }
     /// All of them.
     pub fn all(&mut self) -> impl Iterator<Item = &mut dyn End> {
-        let Ends { net, vsock } = self;
+        let Ends { net, vsock, files } = self;
         let net = net.as_mut().map(|end| end as &mut dyn End);
-        [net, vsock.as_mut().map(|end| end as _)].into_iter().flatten()
+        let vsock = vsock.as_mut().map(|end| end as _);
+        [net, vsock, files.as_mut().map(|end| end as _)].into_iter().flatten()
     }
 }
 
@@ -135,6 +147,7 @@ pub fn device(id: DeviceId) -> Box<dyn Device<Shared> + Send> {
         DeviceId::CONSOLE => Box::new(hvl_pmm::device::console::Console::new(crate::host::Terminal)),
         DeviceId::NET => Box::new(net::device()),
         DeviceId::VSOCK => Box::new(vsock::device()),
+        DeviceId::P9 => Box::new(files::device()),
         other => unreachable!("no link is planned with {other:?}"),
     }
 }
@@ -154,6 +167,7 @@ pub trait Work {
 pub struct Storage {
     net: hvl_frontend::device::net::NetStorage<16, 16>,
     vsock: vsock::Storage,
+    files: hvl_frontend::device::p9::FilesStorage<16>,
 }
 
 /// Opens the devices that are planned.
@@ -168,6 +182,9 @@ pub fn open<'s>(
     }
     if plan.has(DeviceId::VSOCK) {
         all.push(Box::new(vsock::Talks::open(link, &mut storage.vsock)?));
+    }
+    if plan.has(DeviceId::P9) {
+        all.push(Box::new(files::Reader::open(link, &mut storage.files, plan)?));
     }
     Ok(all)
 }
