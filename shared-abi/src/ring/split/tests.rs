@@ -412,3 +412,78 @@ proptest! {
         }
     }
 }
+
+/// A region that counts how often each of its bytes is read.
+struct Watched {
+    m: Region,
+    reads: std::cell::RefCell<Vec<u32>>,
+}
+
+impl Watched {
+    fn note(&self, at: u32, len: u32) {
+        self.reads.borrow_mut()[at as usize..][..len as usize].iter_mut().for_each(|reads| *reads += 1);
+    }
+}
+
+#[rustfmt::skip]
+impl Mem for Watched {
+    fn len(&self) -> u32 { self.m.len() }
+    fn attribute(&self) -> Attribute { self.m.attribute() }
+    fn read8(&self, at: u32) -> u8 { self.note(at, 1); self.m.read8(at) }
+    fn read16(&self, at: u32) -> u16 { self.note(at, 2); self.m.read16(at) }
+    fn read32(&self, at: u32) -> u32 { self.note(at, 4); self.m.read32(at) }
+    fn observe16(&self, at: u32) -> u16 { self.note(at, 2); self.m.observe16(at) }
+    fn observe32(&self, at: u32) -> u32 { self.note(at, 4); self.m.observe32(at) }
+    fn copy_in(&self, at: u32, into: &mut [u8]) { self.note(at, into.len() as u32); self.m.copy_in(at, into) }
+    fn write8(&self, at: u32, value: u8) { self.m.write8(at, value) }
+    fn write16(&self, at: u32, value: u16) { self.m.write16(at, value) }
+    fn write32(&self, at: u32, value: u32) { self.m.write32(at, value) }
+    fn publish16(&self, at: u32, value: u16) { self.m.publish16(at, value) }
+    fn publish32(&self, at: u32, value: u32) { self.m.publish32(at, value) }
+    fn copy_out(&self, at: u32, from: &[u8]) { self.m.copy_out(at, from) }
+    fn settle(&self) { self.m.settle() }
+    fn bell(&self) { self.m.bell() }
+    fn clean(&self, at: u32, len: u32) { self.m.clean(at, len) }
+    fn invalidate(&self, at: u32, len: u32) { self.m.invalidate(at, len) }
+}
+
+#[test]
+fn what_the_peer_wrote_is_read_once() {
+    const INDIRECT: u32 = 0x4400;
+    let mut p = pair(4, EVENT | Features::INDIRECT_DESC);
+    for (number, segments) in [1u32, 3].into_iter().enumerate() {
+        // A chain, or a table of as many in the pool.
+        let chain =
+            [Segment::readable(0x4000, 16), Segment::readable(0x4010, 8), Segment::writable(0x5000, 64)];
+        let m = Watched { m: p.m, reads: std::vec![0; p.m.len() as usize].into() };
+        for indirect in [false, true] {
+            let position = 2 * number as u16 + u16::from(indirect);
+            m.reads.borrow_mut().fill(0);
+            let table = if indirect { INDIRECT } else { 0x1000 };
+            let chain = &chain[3 - segments as usize..];
+            for (at, (index, segment)) in (table..).step_by(16).zip((1u16..).zip(chain)) {
+                let last = u32::from(index) == segments;
+                let flags = if last { 2 } else { 1 };
+                p.m.write32(at, (BASE + u64::from(segment.place.at)) as u32);
+                p.m.write32(at + 4, ((BASE + u64::from(segment.place.at)) >> 32) as u32);
+                p.m.write32(at + 8, segment.place.len);
+                p.m.write32(at + 12, flags | if last { 0 } else { u32::from(index) << 16 });
+            }
+            if indirect {
+                p.desc(0, BASE + u64::from(INDIRECT), 16 * segments, 4, 0);
+            }
+            p.offer(position, 0);
+            let mut taken = [Segment::readable(0, 0); 4];
+            let Ok(Some(Taken::Chain { token, .. })) = p.device.take(&m, windows(), &mut taken) else {
+                panic!("not taken")
+            };
+            assert_eq!(taken[..segments as usize], *chain);
+            assert!(p.device.complete(&m, token, 0));
+            let reads = m.reads.borrow();
+            assert!(reads.iter().all(|&reads| reads <= 1), "a word of the peer is read twice");
+            let all =
+                |at: u32, len: u32| reads[at as usize..][..len as usize].iter().all(|&reads| reads == 1);
+            assert!(all(table, 12) && all(0x1000, 12), "the words of the descriptors are read");
+        }
+    }
+}
