@@ -6,7 +6,7 @@ use std::{env, process::Command};
 use super::Context;
 use crate::{paths, process};
 
-fn cargo(arguments: &[&str]) -> Command {
+pub(super) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::root()).args(arguments);
     command
@@ -65,12 +65,4 @@ pub fn simulator(_: &Context) -> Result<()> {
         "--list",
         "tests/sim/places.txt",
     ]))
-}
-
-/// `cargo xtask bench`: the measurements are a program of their own.
-pub fn bench(arguments: &[String]) -> Result<()> {
-    let mut command = cargo(&["run", "--quiet", "--release", "--package", "hvl-bench", "--"]);
-    let status = command.args(arguments).status()?;
-    anyhow::ensure!(status.success(), "the measurements failed ({status}); see above");
-    Ok(())
 }

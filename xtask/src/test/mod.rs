@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every check, each with a name, in the order in which a mistake shows soonest.
 
+mod bench;
 mod board;
 mod checks;
 mod demo;
 mod e2e;
 
-pub use checks::bench;
+pub use bench::bench;
 
 use anyhow::{Result, bail};
 use std::{cell::OnceCell, time::Instant};
@@ -43,148 +44,160 @@ impl Context {
 struct Test {
     name: &'static str,
     about: &'static str,
-    run: fn(&Context) -> Result<()>,
+    run: Run,
+}
+
+enum Run {
+    /// By this program.
+    Here(fn(&Context) -> Result<()>),
+    /// By hvl-e2e, under the same name.
+    EndToEnd,
 }
 
 const TESTS: &[Test] = &[
-    Test { name: "fmt", about: "the code is formatted", run: checks::fmt },
-    Test { name: "clippy", about: "no warnings, host side", run: checks::clippy },
-    Test { name: "doc", about: "the documentation builds without warnings", run: checks::doc },
-    Test { name: "unit", about: "cargo test", run: checks::unit },
+    Test { name: "fmt", about: "the code is formatted", run: Run::Here(checks::fmt) },
+    Test { name: "clippy", about: "no warnings, host side", run: Run::Here(checks::clippy) },
+    Test { name: "doc", about: "the documentation builds without warnings", run: Run::Here(checks::doc) },
+    Test { name: "unit", about: "cargo test", run: Run::Here(checks::unit) },
     Test {
         name: "mutants",
         about: "every fault of tests/mutants.toml can still be planted; a few are, and are noticed",
-        run: |_| crate::mutants::check(),
+        run: Run::Here(|_| crate::mutants::check()),
     },
     Test {
         name: "map",
         about: "the picture of the region is the one that the code draws",
-        run: |_| crate::map::check(),
+        run: Run::Here(|_| crate::map::check()),
     },
     Test {
         name: "sim",
         about: "10,000 seeds of the simulator; every shared access is one at which a side has died",
-        run: checks::simulator,
+        run: Run::Here(checks::simulator),
     },
-    Test { name: "firmware", about: "no warnings, firmware", run: checks::firmware },
+    Test {
+        name: "bench",
+        about: "one round of the measurements has every row of their page",
+        run: Run::Here(bench::measures_what_its_page_shows),
+    },
+    Test { name: "firmware", about: "no warnings, firmware", run: Run::Here(checks::firmware) },
     Test {
         name: "size",
         about: "with ring and link, console and entropy take at most 8 KiB of text, all five devices 40 KiB; no heap",
-        run: |_| crate::size::run(&crate::size::Options::default()),
+        run: Run::Here(|_| crate::size::run(&crate::size::Options::default())),
     },
     Test {
         name: "device-half",
         about: "the PMM with console and rng on the Cortex-R5, without std or heap, serves a process",
-        run: |context| e2e::run(context, "device-half"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "board",
         about: "the emulated Cortex-R5: boot, doorbell, clock, restarts, faults",
-        run: board::run,
+        run: Run::Here(board::run),
     },
-    Test { name: "demo-host", about: "a script at the shell that is a process", run: demo::host },
-    Test { name: "demo-r5", about: "a script at the shell of the emulated Cortex-R5", run: demo::r5 },
-    Test { name: "demo-async", about: "the same devices as tasks of an executor", run: demo::r5_async },
+    Test { name: "demo-host", about: "a script at the shell that is a process", run: Run::Here(demo::host) },
+    Test {
+        name: "demo-r5",
+        about: "a script at the shell of the emulated Cortex-R5",
+        run: Run::Here(demo::r5),
+    },
+    Test {
+        name: "demo-async",
+        about: "the same devices as tasks of an executor",
+        run: Run::Here(demo::r5_async),
+    },
     Test {
         name: "messages",
         about: "what pmm says, and its exit codes, when the machine refuses",
-        run: |context| e2e::run(context, "messages"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "order-host",
         about: "start order does not matter, with the shell as a process",
-        run: |context| e2e::run(context, "order-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "order-r5",
         about: "start order does not matter, with the shell on the board",
-        run: |context| e2e::run(context, "order-r5"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "several",
         about: "one pmm, two guests: killing one does not disturb the other",
-        run: |context| e2e::run(context, "several"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "net-joined",
         about: "two links with a cable between them: ping, 16 MiB over TCP, deaths of a pmm",
-        run: |context| e2e::run(context, "net-joined"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "net-tap",
         about: "a TAP in a network namespace: ping -f, HTTP, frames of 64 KiB",
-        run: |context| e2e::run(context, "net-tap"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "net-user",
         about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
-        run: |context| e2e::run(context, "net-user"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "plain",
         about: "an OpenAMP front-end in a process, served through SIGKILLs of the pmm",
-        run: |context| e2e::run(context, "plain"),
+        run: Run::EndToEnd,
     },
-    Test { name: "idle-host", about: "an idle pmm sleeps", run: |context| e2e::run(context, "idle-host") },
-    Test {
-        name: "idle-r5",
-        about: "an idle pmm sleeps, and so does the board",
-        run: |context| e2e::run(context, "idle-r5"),
-    },
-    Test {
-        name: "idle-async",
-        about: "the same with tasks of an executor on the board",
-        run: |context| e2e::run(context, "idle-async"),
-    },
+    Test { name: "idle-host", about: "an idle pmm sleeps", run: Run::EndToEnd },
+    Test { name: "idle-r5", about: "an idle pmm sleeps, and so does the board", run: Run::EndToEnd },
+    Test { name: "idle-async", about: "the same with tasks of an executor on the board", run: Run::EndToEnd },
     Test {
         name: "files-host",
         about: "64 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell as a process",
-        run: |context| e2e::run(context, "files-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "files-r5",
         about: "16 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell on the board",
-        run: |context| e2e::run(context, "files-r5"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "devices-host",
         about: "all five devices with stock programs, and again after 40 deaths; the shell as a process",
-        run: |context| e2e::run(context, "devices-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "devices-r5",
         about: "all five devices with stock programs, and again after 12 deaths; the shell on the board",
-        run: |context| e2e::run(context, "devices-r5"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "net-host",
         about: "a page from this disk through the guest's web server and passt to curl, by DHCP; a process",
-        run: |context| e2e::run(context, "net-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "net-r5",
         about: "a page from this disk through the guest's web server and passt to curl, by DHCP; the board",
-        run: |context| e2e::run(context, "net-r5"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "proxy-host",
         about: "16 MiB each way through doorbells that fail, with the shell as a process",
-        run: |context| e2e::run(context, "proxy-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "proxy-r5",
         about: "2 MiB each way through doorbells that fail, with the shell on the board",
-        run: |context| e2e::run(context, "proxy-r5"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "restarts-host",
         about: "200 reboots, 200 SIGKILLs of the pmm, 200 of the guest, while lines flow both ways",
-        run: |context| e2e::run(context, "restarts-host"),
+        run: Run::EndToEnd,
     },
     Test {
         name: "restarts-r5",
         about: "50 reboots, 10 resets, 50 SIGKILLs of the pmm, 10 of the emulator, while lines flow both ways",
-        run: |context| e2e::run(context, "restarts-r5"),
+        run: Run::EndToEnd,
     },
 ];
 
@@ -207,7 +220,10 @@ pub fn run(options: &Options) -> Result<()> {
     for test in chosen {
         eprintln!("test {}: {} ...", test.name, test.about);
         let start = Instant::now();
-        let result = (test.run)(&context);
+        let result = match test.run {
+            Run::Here(run) => run(&context),
+            Run::EndToEnd => e2e::run(&context, test.name),
+        };
         let seconds = start.elapsed().as_secs_f32();
         match result {
             Ok(()) => {
