@@ -101,7 +101,13 @@ pub fn begin<'s, B: Machine, const N: usize>(
         }
         Task::Dhcp => network.ask(),
         Task::Static { address, gateway } => network.set(address, gateway),
-        Task::Serve { port, directory } => network.server.start(port, directory),
+        Task::Serve { port, directory } => {
+            let Network { server, sockets, .. } = network;
+            server.stop(sockets, files);
+            server.start(port, directory);
+            // At once: whoever sees the prompt may call, and one who is refused may not call again.
+            server.step(sockets, files);
+        }
         Task::ServeNothing => {
             let Network { server, sockets, .. } = network;
             server.stop(sockets, files);
