@@ -74,19 +74,22 @@ pub fn run(executor: &'static raw::Executor, init: impl FnOnce(Spawner)) -> ! {
 impl AsyncBoard for R5 {
     async fn wait_for_doorbell(&self, deadline: Option<Instant>) {
         let before = PASS.load(Relaxed);
+        let mut waited = false;
         poll_fn(|context| {
-            let rang = RINGS.load(Relaxed) != before;
-            if rang || deadline.is_some_and(|deadline| deadline <= self.now()) {
+            if core::mem::replace(&mut waited, true) {
                 return Poll::Ready(());
             }
-            let fits = critical_section::with(|cs| {
+            let listed = critical_section::with(|cs| {
                 let earliest = DEADLINE.borrow(cs);
                 let both = [earliest.get(), deadline].into_iter().flatten().min();
                 earliest.set(both);
-                TASKS.borrow_ref_mut(cs).push(context.waker().clone()).is_ok()
+                let mut tasks = TASKS.borrow_ref_mut(cs);
+                tasks.iter().any(|task| task.will_wake(context.waker()))
+                    || tasks.push(context.waker().clone()).is_ok()
             });
-            // Rung after the look above and before the task was on the list; or the list is full.
-            if !fits || RINGS.load(Relaxed) != before {
+            // Rung since this pass began, perhaps before the task was on the list; or the list is full. It looks again in
+            // the next pass: in this one, every wait would find that ring again, and the pass would never end.
+            if !listed || RINGS.load(Relaxed) != before {
                 context.waker().wake_by_ref();
             }
             Poll::Pending
