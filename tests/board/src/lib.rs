@@ -180,6 +180,8 @@ fn launch(emulator: &dyn Launch, files: &Files) -> Result<(Child, BufReader<Chil
 fn command(emulator: &dyn Launch, files: &Files) -> Command {
     let mut command = emulator.command();
     let size = format!("{DDR_MEBIBYTES}M");
+    // Threads have names, so that a test can tell a processor's from the emulator's own.
+    command.args(["-name", "board,debug-threads=on"]);
     // Six processors, of which one runs: with a single R5 the model puts the interrupt controller elsewhere.
     command.args(["-machine", "xlnx-zcu102,memory-backend=ddr", "-m", &size, "-smp", "6"]);
     command.arg("-object");

@@ -107,15 +107,19 @@ impl Pmm {
     }
 }
 
-/// How often the threads of a process have gone to sleep so far.
-pub fn sleeps(process: u32) -> Result<u64> {
-    let mut sum = 0;
+/// How often those threads of a process whose names begin so have gone to sleep so far.
+pub fn sleeps(process: u32, name: &str) -> Result<u64> {
+    let mut sum = None;
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let status = std::fs::read_to_string(task?.path().join("status"))?;
+        if !status.strip_prefix("Name:").is_some_and(|rest| rest.trim_start().starts_with(name)) {
+            continue;
+        }
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        sum += line.context("the kernel counts no switches")?.trim().parse::<u64>()?;
+        let count = line.context("the kernel counts no switches")?.trim().parse::<u64>()?;
+        *sum.get_or_insert(0) += count;
     }
-    Ok(sum)
+    sum.with_context(|| format!("process {process} has no thread named '{name}...'"))
 }
 
 /// Processor time that a process has used, all threads together, in hundredths of a second.
