@@ -48,10 +48,17 @@ pub fn measures_what_its_page_shows(_: &Context) -> Result<()> {
         return Err(Skipped(format!("the network's cases: {why}")).into());
     }
     let page = std::fs::read_to_string(paths::root().join(PAGE))?;
+    let results = page
+        .split_once("<!-- results: begin -->")
+        .and_then(|(_, rest)| rest.split_once("<!-- results: end -->"));
+    let (results, _) = results.with_context(|| format!("{PAGE} has no marks around its results"))?;
     // Rows begin with a title, or with nothing below one; the head and its rule are no rows.
     let first = |line: &str| line.strip_prefix("| ")?.split(" | ").next().map(|cell| cell.trim().to_owned());
-    let shown: BTreeSet<String> =
-        page.lines().filter_map(first).filter(|cell| cell.contains(' ') && cell != "over a link").collect();
+    let shown: BTreeSet<String> = results
+        .lines()
+        .filter_map(first)
+        .filter(|cell| cell.contains(' ') && cell != "over a link")
+        .collect();
     ensure!(shown == measured, "{PAGE} has the rows {shown:#?}, and measured are {measured:#?}");
     Ok(())
 }
