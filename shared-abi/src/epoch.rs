@@ -119,7 +119,7 @@ impl PmmHalf {
     }
 
     /// Looks for a plain guest or a hello among `devices` windows. (PmmEpoch is read back: the region's lock keeps other
-    /// PMMs away, so another value means that somebody cleared the memory. He may go on after this side has published
+    /// PMMs away, so another value means that somebody cleared the memory. They may go on after this side has published
     /// again, so until a guest is adopted the last static word of each window is read back, too.)
     pub fn look<M: Mem>(&self, m: &M, devices: usize) -> GuestLook {
         // DriverEpoch first: a hello stores 0 in every Status before it, so a hello that is seen is never taken for

@@ -118,9 +118,8 @@ pub struct Vsock<E, T> {
     announce: bool,
     refusals: [(u32, u32); REFUSALS],
     refused: usize,
-    /// Buffers that wait for something to send: one of each queue, so that the others wake nobody.
+    /// A buffer that waits for something to send.
     receiving: Option<Request<SEGMENTS>>,
-    telling: Option<Request<SEGMENTS>>,
     counters: Counters,
 }
 
@@ -137,7 +136,6 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             refusals: [(0, 0); REFUSALS],
             refused: 0,
             receiving: None,
-            telling: None,
             counters: Counters::default(),
         }
     }
@@ -462,14 +460,8 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
     /// Tells a guest that may have been attached to a predecessor of this program that its connections are gone.
     /// Returns whether it did.
     fn announce<M: Mem>(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
-        let Some(mut queue) = queues.queue(EVENT) else { return Ok(false) };
-        if self.telling.is_none() {
-            self.telling = queue.take()?;
-        }
-        if !self.announce {
-            return Ok(false);
-        }
-        let Some(mut request) = self.telling.take() else { return Ok(false) };
+        let Some(mut queue) = queues.queue(EVENT).filter(|_| self.announce) else { return Ok(false) };
+        let Some(mut request) = queue.take::<SEGMENTS>()? else { return Ok(false) };
         if request.len(Access::Writable) < Event::SIZE as u32 {
             queue.reject(request);
             return Ok(false);
@@ -477,7 +469,6 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
         request.write(queue.mem(), &Event::TRANSPORT_RESET.to_le_bytes());
         queue.complete(request, Event::SIZE as u32);
         self.announce = false;
-        self.telling = queue.take()?;
         Ok(true)
     }
 }
@@ -509,7 +500,7 @@ impl<M: Mem, E: Sockets, T: AsMut<[Connection]>> Device<M> for Vsock<E, T> {
         self.end.activate(false);
         self.end.close_all();
         self.table.clear();
-        (self.receiving, self.telling) = (None, None);
+        self.receiving = None;
         self.refused = 0;
     }
     fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
