@@ -2,34 +2,18 @@
 //! description can be in several processes), but it lists the locks of each descriptor in `/proc/PID/fdinfo`.
 
 use std::fmt;
-use std::os::fd::{BorrowedFd, OwnedFd};
-
-use rustix::process::{Pid, PidfdFlags};
+use std::os::fd::BorrowedFd;
 
 /// A process that has a descriptor with a lock that is in the way.
 #[derive(Debug)]
 pub(super) struct Holder {
     pid: i32,
     name: String,
-    /// Becomes readable when it ends.
-    pidfd: Option<OwnedFd>,
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} ({})", self.pid, self.name)
-    }
-}
-
-impl Holder {
-    /// Waits for its end, at most this long.
-    pub(super) fn ends_within(&self, ms: u64) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let Some(pidfd) = &self.pidfd else { return true };
-        let Ok(time) = Timespec::try_from(std::time::Duration::from_millis(ms)) else { return false };
-        // Itself, it cannot wait for.
-        self.pid != std::process::id() as i32
-            && poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -49,8 +33,7 @@ pub(super) fn find(fd: BorrowedFd<'_>, start: u64, len: u64) -> Option<Holder> {
         }
         let name =
             std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_string();
-        let pidfd = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok();
-        Some(Holder { pid, name, pidfd })
+        Some(Holder { pid, name })
     })
 }
 

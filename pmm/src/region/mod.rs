@@ -13,6 +13,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use hvl_shared_abi::mem::{Attribute, Mem, Region};
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
@@ -22,13 +23,8 @@ use crate::failure::{Failure, refused};
 use crate::options::{LinkDescription, Memory};
 use crate::sys;
 
-/// How long a predecessor that is seen dying may take to be gone, in milliseconds. Freeing a large process takes some.
-const PREDECESSOR_MS: u64 = 1000;
-/// How often the lock is tried when its holder ends meanwhile: a bound for a crowd of PMMs that die one after another.
-const TRIES: usize = 5;
-/// The pause between tries, in milliseconds, while no process shows the lock. A killed process has already lost its
-/// table of descriptors, and with it its lines in `/proc`, when the kernel comes to close them; nothing tells the end of that.
-const UNSEEN_MS: u64 = 10;
+/// How long a predecessor that is dying may take to be gone. Freeing a large process takes some.
+const PREDECESSOR: Duration = Duration::from_secs(1);
 
 /// A region that is mapped and locked. It stays mapped until the process ends, because a [`Region`] has no owner;
 /// dropping this gives up the lock only.
@@ -282,29 +278,33 @@ impl Source {
 ///
 /// [`Failure::Refused`] with the process that has the lock.
 pub(crate) fn lock(fd: BorrowedFd<'_>, start: u64, len: u64, name: &str, what: &str) -> Result<(), Failure> {
-    let (mut tries, mut unseen_ms) = (0, 0);
-    let holder = loop {
-        match sys::lock_range(fd, start, len) {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(error) => {
-                return refused(format!(
-                    "{name}: cannot be locked ({error}); use a file system that has locks"
-                ));
-            }
+    let locked = sys::lock_range(fd, start, len).and_then(|locked| Ok(locked || soon(fd, start, len)?));
+    match locked {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let holder = holder::find(fd, start, if len == 0 { u64::MAX } else { len });
+            let by =
+                holder.map_or("a process that this user cannot see".to_string(), |holder| holder.to_string());
+            refused(format!("{name}: {what} by {by} already; end that one first"))
         }
-        let holder = holder::find(fd, start, if len == 0 { u64::MAX } else { len });
-        match &holder {
-            Some(seen) if tries < TRIES && seen.ends_within(PREDECESSOR_MS) => tries += 1,
-            None if unseen_ms < PREDECESSOR_MS => {
-                std::thread::sleep(std::time::Duration::from_millis(UNSEEN_MS));
-                unseen_ms += UNSEEN_MS;
-            }
-            _ => break holder,
+        Err(error) => {
+            refused(format!("{name}: cannot be locked ({error}); use a file system that has locks"))
         }
-    };
-    let by = holder.map_or("a process that this user cannot see".to_string(), |holder| holder.to_string());
-    refused(format!("{name}: {what} by {by} already; end that one first"))
+    }
+}
+
+/// Waits a moment for the holder to be gone. `false`: it is still there.
+///
+/// The kernel's own wait has no end, so a thread does it; one that comes too late gives the lock up with its descriptor. A
+/// holder that is found in `/proc` could be waited for by itself, but a killed one is no longer to be found there when
+/// the kernel comes to close its descriptors.
+fn soon(fd: BorrowedFd<'_>, start: u64, len: u64) -> std::io::Result<bool> {
+    let fd = fd.try_clone_to_owned()?;
+    let (done, answer) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("lock".into()).spawn(move || {
+        let _ = done.send(sys::await_range(fd.as_fd(), start, len));
+    })?;
+    answer.recv_timeout(PREDECESSOR).map_or(Ok(false), |locked| locked.map(|()| true))
 }
 
 #[cfg(test)]

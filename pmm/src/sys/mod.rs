@@ -23,19 +23,29 @@ pub(crate) use file::{LockKind, RangeLock, get_range_lock, ignore_size_signal, s
 /// Tries to take an exclusive lock on `len` bytes from `start`, or on all that follow if `len` is 0. It belongs to the open file description: it ends with
 /// the last descriptor *and mapping* made from it, however the process dies. `Ok(false)`: somebody else has it.
 pub(crate) fn lock_range(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<bool> {
-    match set_lock(fd, libc::F_WRLCK, start, len) {
+    match set_lock(fd, libc::F_OFD_SETLK, libc::F_WRLCK, start, len) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Gives a lock of [`lock_range`] back before its time.
-pub(crate) fn unlock_range(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
-    set_lock(fd, libc::F_UNLCK, start, len)
+/// The same, and waits for as long as somebody else has it.
+pub(crate) fn await_range(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    loop {
+        match set_lock(fd, libc::F_OFD_SETLKW, libc::F_WRLCK, start, len) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
-fn set_lock(fd: BorrowedFd<'_>, kind: i32, start: u64, len: u64) -> io::Result<()> {
+/// Gives a lock of [`lock_range`] back before its time.
+pub(crate) fn unlock_range(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    set_lock(fd, libc::F_OFD_SETLK, libc::F_UNLCK, start, len)
+}
+
+fn set_lock(fd: BorrowedFd<'_>, how: i32, kind: i32, start: u64, len: u64) -> io::Result<()> {
     let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
     // SAFETY: `flock` is a plain C structure for which all zeroes is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -44,7 +54,7 @@ fn set_lock(fd: BorrowedFd<'_>, kind: i32, start: u64, len: u64) -> io::Result<(
     lock.l_start = start.try_into().map_err(too_far)?;
     lock.l_len = len.try_into().map_err(too_far)?;
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads the structure.
-    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+    match unsafe { libc::fcntl(fd.as_raw_fd(), how, &raw const lock) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
