@@ -219,7 +219,7 @@ pub fn joined(tools: &Tools) -> Result<()> {
 }
 
 /// Runs a test in a network namespace of its own, or says why there cannot be one ([`Skipped`]).
-pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
+fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
     for program in ["ip", "unshare"].iter().chain(needs) {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|folder| folder.join(program).is_file()) {
@@ -260,10 +260,31 @@ pub(super) fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<
     Ok(())
 }
 
-/// Set where the test is in its namespace already.
-pub(super) const INSIDE: &str = "HVL_E2E_INSIDE";
+/// Makes, in a namespace of the test's own, the network that passt finds there, with the guest's address 10.99.0.2 in it.
+/// `false`: the test has been run in it, from here.
+pub(super) fn is_where_passt_runs(tools: &Tools, name: &str) -> Result<bool> {
+    if std::env::var_os(INSIDE).is_none() {
+        let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
+        let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
+        return in_namespace(tools, name, needs).map(|()| false);
+    }
+    // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.
+    for words in [
+        "link set lo up",
+        "tuntap add dev out0 mode tap",
+        "address add 10.99.0.2/24 dev out0",
+        "link set out0 up",
+        "route add default via 10.99.0.1",
+    ] {
+        ip(words)?;
+    }
+    Ok(true)
+}
 
-pub(super) fn ip(words: &str) -> Result<()> {
+/// Set where the test is in its namespace already.
+const INSIDE: &str = "HVL_E2E_INSIDE";
+
+fn ip(words: &str) -> Result<()> {
     let status = Command::new("ip").args(words.split(' ')).status().context("ip")?;
     ensure!(status.success(), "'ip {words}' failed");
     Ok(())
@@ -372,22 +393,10 @@ pub fn tap(tools: &Tools) -> Result<()> {
 
 /// `passt`: an address by DHCP, HTTP through a forwarded port, and again after its death.
 pub fn user(tools: &Tools) -> Result<()> {
-    if std::env::var_os(INSIDE).is_none() {
-        let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
-        let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-        return in_namespace(tools, "net-user", needs);
+    if !is_where_passt_runs(tools, "net-user")? {
+        return Ok(());
     }
     let dir = directory(tools, "user")?;
-    // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.
-    for words in [
-        "link set lo up",
-        "tuntap add dev out0 mode tap",
-        "address add 10.99.0.2/24 dev out0",
-        "link set out0 up",
-        "route add default via 10.99.0.1",
-    ] {
-        ip(words)?;
-    }
     let mut node = Node::new(tools, &dir, "user", "mode=user,forward=18080:80")?;
     node.start_pmm()?;
     node.start_guest(&[])?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::net::{INSIDE, in_namespace, ip};
+use super::net::is_where_passt_runs;
 use crate::Tools;
 use crate::dice::Dice;
 use crate::guard::Guard;
@@ -15,19 +15,8 @@ use crate::guest::Kind;
 use crate::rig::{Bell, Rig, UP};
 
 pub fn run(tools: &Tools, name: &str, kind: Kind) -> Result<()> {
-    if std::env::var_os(INSIDE).is_none() {
-        let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
-        let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-        return in_namespace(tools, name, needs);
-    }
-    for words in [
-        "link set lo up",
-        "tuntap add dev out0 mode tap",
-        "address add 10.99.0.2/24 dev out0",
-        "link set out0 up",
-        "route add default via 10.99.0.1",
-    ] {
-        ip(words)?;
+    if !is_where_passt_runs(tools, name)? {
+        return Ok(());
     }
     let mut rig = Rig::new(tools, "web", kind, Bell::Direct)?;
     rig.extend(["--network", "mode=user,forward=18080:80"]);
