@@ -217,6 +217,9 @@ pub(crate) struct Queue<'s> {
     free: List,
     flight: List,
     ready: List,
+    /// The last block, and one, that was ready when the queue was started: up to it they are of sessions before this
+    /// one. 0 where there is none. Only [`Queue::take_ready`] keeps it.
+    old: u16,
     /// How much of the first ready block has been read, in bytes.
     cursor: u32,
     acknowledged: u64,
@@ -275,6 +278,7 @@ impl<'s> Queue<'s> {
             free: List::EMPTY,
             flight: List::EMPTY,
             ready: List::EMPTY,
+            old: 0,
             cursor: 0,
             acknowledged: 0,
             layout: 0,
@@ -324,6 +328,7 @@ impl<'s> Queue<'s> {
     pub fn start<M: Mem>(&mut self, m: &M, features: Features, count: impl Fn(Count, u16)) {
         self.ring.start(m, features);
         self.starts = self.starts.wrapping_add(1);
+        self.old = self.ready.last;
         count(Count::Dropped, core::mem::take(&mut self.lost));
         let mut again = core::mem::replace(&mut self.flight, List::EMPTY);
         while let Some(block) = again.pop(self.buffers) {
@@ -493,7 +498,14 @@ impl<'s> Queue<'s> {
     pub fn take_ready(&mut self) -> Option<(u16, u32)> {
         let block = self.ready.pop(self.buffers)?;
         self.cursor = 0;
+        if block.wrapping_add(1) == self.old {
+            self.old = 0;
+        }
         Some((block, self.buffers.get(usize::from(block))?.len))
+    }
+    /// The next answer that came no later than in that start of the queue, or at least before this one.
+    pub fn take_ready_of(&mut self, start: u32) -> Option<(u16, u32)> {
+        if self.old != 0 || self.starts == start { self.take_ready() } else { None }
     }
     /// The block that lies exactly here.
     #[cfg(feature = "virtio-drivers")]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::vsock::{End, Socket, SocketError, Vsock, VsockStorage};
 use hvl_shared_abi::wire::vsock::TRANSMIT;
 use hvl_shared_abi::{Mem, Region};
@@ -344,6 +345,30 @@ fn a_restart_of_the_pmm_resets_every_connection_once_and_keeps_the_listeners() {
         assert_eq!(world.vsock.write(socket, b"x"), Err(SocketError::Closed), "said once");
     }
     assert_eq!(world.vsock.counters().lost, 1);
+    let (socket, slot) = world.called();
+    assert_eq!(world.vsock.write(socket, b"new"), Ok(3));
+    world.settle();
+    assert_eq!(world.harbor.output(slot), b"new");
+}
+
+/// The loop of the program looks at the link, and the task of the sockets is busy with something else.
+#[test]
+fn what_a_killed_pmm_said_is_nothing_its_successor_said() {
+    let mut world = World::new();
+    let link = world.vsock.link().clone();
+    let (socket, slot) = world.called();
+    world.harbor.send(slot, b"came before");
+    world.harbor.ask(80);
+    world.pmm.service();
+    link.poll();
+    world.pmm = Pmm::start(world.m, &world.harbor);
+    for _ in 0..8 {
+        link.poll();
+        world.pmm.service();
+    }
+    assert_eq!(world.vsock.status(), Some(DeviceStatus::Running), "straight from one session into the next");
+    assert_eq!(world.vsock.accept(80), Err(SocketError::WouldBlock), "the caller is gone");
+    assert_eq!(world.read_all(socket), (b"came before".to_vec(), Err(SocketError::Reset)));
     let (socket, slot) = world.called();
     assert_eq!(world.vsock.write(socket, b"new"), Ok(3));
     world.settle();

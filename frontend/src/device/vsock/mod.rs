@@ -329,18 +329,16 @@ impl<'s, B: Board> Vsock<'s, B> {
             true => cell.queue(RECEIVE).map_or(0, |queue| queue.starts()),
             false => 0,
         };
-        let fresh = start != self.start;
-        if fresh && self.start != 0 {
-            if start == 0 {
-                // What came before the end can still be read.
-                self.take_packets(&mut cell, false);
-            }
+        if start != self.start {
+            // What came before the end can still be read.
+            self.take_packets(&mut cell, true);
             self.table.lose(true);
+            (self.start, self.address) = (start, true);
         }
-        (self.start, self.address) = (start, self.address || fresh);
         if start == 0 {
             return Ok(cell);
         }
+        // One of the session before finds no connection to end.
         self.take_events(&mut cell);
         if self.address {
             let config = cell.config::<_, { size_of::<Config>() }>(self.link.mem());
@@ -350,7 +348,7 @@ impl<'s, B: Board> Vsock<'s, B> {
             }
         }
         if self.is_up() {
-            self.take_packets(&mut cell, fresh);
+            self.take_packets(&mut cell, false);
             self.owed(&mut cell);
         }
         cell.refill(&self.link);
@@ -389,14 +387,16 @@ impl<'s, B: Board> Vsock<'s, B> {
         queue.has_ready();
     }
 
-    fn take_packets(&mut self, cell: &mut CellGuard<'s>, fresh: bool) {
+    /// `ended`: only those that came before the end of the connections. Nothing is answered to them.
+    fn take_packets(&mut self, cell: &mut CellGuard<'s>, ended: bool) {
         loop {
             let m = self.link.mem();
             let Some(queue) = cell.queue(RECEIVE) else { return };
-            let Some((block, len)) = queue.take_ready() else { break };
+            let next = if ended { queue.take_ready_of(self.start) } else { queue.take_ready() };
+            let Some((block, len)) = next else { break };
             let at = queue.extent(block).at;
             match parse(m, at, len, self.table.cid) {
-                Ok(packet) => self.table.packet(&packet, fresh, &mut |skip, into| {
+                Ok(packet) => self.table.packet(&packet, ended, &mut |skip, into| {
                     m.copy_in(at.wrapping_add(HEADER as u32).wrapping_add(skip), into);
                 }),
                 Err(ports) => {
@@ -408,7 +408,7 @@ impl<'s, B: Board> Vsock<'s, B> {
             }
             queue.release(block);
             // Few resets can wait.
-            if self.table.has_resets() && self.is_up() {
+            if self.table.has_resets() && !ended {
                 self.owed(cell);
             }
         }

@@ -469,14 +469,14 @@ impl<'s> Table<'s> {
 
     // --- packets ----------------------------------------------------------------------------------------------------
 
-    /// Acts on a packet, whose bytes `copy` gives: from an offset on, as many as the slice holds. `fresh`: packets of an
-    /// earlier session may be among these, which mean nothing.
-    pub fn packet(&mut self, packet: &Packet, fresh: bool, copy: &mut dyn FnMut(u32, &mut [u8])) {
+    /// Acts on a packet, whose bytes `copy` gives: from an offset on, as many as the slice holds. `ended`: it came before
+    /// the end of all connections, so no other begins with it.
+    pub fn packet(&mut self, packet: &Packet, ended: bool, copy: &mut dyn FnMut(u32, &mut [u8])) {
         let Some(index) = self.find(packet.to, packet.from) else {
             match packet.op {
-                Op::Request => self.asked(packet),
                 Op::Reset => {}
-                _ if fresh => {}
+                _ if ended => {}
+                Op::Request => self.asked(packet),
                 _ => {
                     self.counters.strays = self.counters.strays.wrapping_add(1);
                     self.reset(packet.to, packet.from);
