@@ -134,6 +134,8 @@ impl Session {
         match chown(node, user, group) {
             // An ordinary user cannot give files away, and the client cannot help that.
             Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),
+            // Nor can anybody, in a user namespace that has no such owner.
+            Err(Errno::INVAL) => Ok(()),
             other => other,
         }
     }
