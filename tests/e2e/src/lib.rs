@@ -28,6 +28,16 @@ pub mod traffic;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crc::{CRC_32_ISO_HDLC, Crc};
+
+/// The checksum that the guests' shell tells.
+pub const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+
+/// Length and checksum of bytes, as the guests' shell tells them.
+pub fn summed(bytes: &[u8]) -> String {
+    format!("{} bytes, CRC-32 {:08x}", bytes.len(), CRC.checksum(bytes))
+}
+
 /// Why a test cannot run here. It is counted, and never taken for a success.
 #[derive(Debug)]
 pub struct Skipped(pub String);

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     } else {
         match Cli::parse().command {
             Sub::List => {
-                TESTS.iter().for_each(|test| println!("{:14} {}", test.name, test.about));
+                TESTS.iter().for_each(|test| println!("{:16} {}", test.name, test.about));
                 Ok(())
             }
             Sub::Run(run) => run_tests(run),

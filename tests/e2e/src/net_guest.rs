@@ -22,6 +22,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
 use smoltcp::socket::{dhcpv4, icmp, tcp};
 use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Cidr};
 
+use crate::CRC;
 use crate::terminal::wait;
 
 /// Where HTTP is answered.
@@ -92,8 +93,6 @@ pub fn checksum(len: u64) -> u32 {
     }
     digest.finalize()
 }
-
-const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
 /// This process as the frontend sees it.
 #[derive(Clone)]

@@ -143,6 +143,18 @@ impl<'t> Rig<'t> {
         self.terminal.command(self.guest.name(), line, UP)
     }
 
+    /// Types a command, and returns when the guest has begun it.
+    pub fn begin(&mut self, line: &str) -> Result<()> {
+        self.terminal.send(format!("{line}\r").as_bytes());
+        self.terminal.expect(&format!("{line}\n"), UP).map(drop)
+    }
+
+    /// Waits for the end of a command that was begun.
+    pub fn done(&mut self) -> Result<String> {
+        let name = self.guest.name();
+        self.terminal.done(name, UP)
+    }
+
     /// Fails if something has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         self.guest.check()?;

@@ -150,11 +150,20 @@ impl Terminal {
     pub fn command(&mut self, name: &str, line: &str, seconds: u64) -> Result<String> {
         self.send(format!("{line}\r").as_bytes());
         self.expect(&format!("{line}\n"), seconds)?;
+        self.done(name, seconds).with_context(|| format!("'{line}'"))
+    }
+
+    /// Waits for the end of a command, and returns what it has printed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Terminal::command`].
+    pub fn done(&mut self, name: &str, seconds: u64) -> Result<String> {
         let said = self.expect("> ", seconds)?;
         let said = String::from_utf8_lossy(&said).into_owned();
         match said.strip_suffix(name) {
             Some(said) if said.is_empty() || said.ends_with('\n') => Ok(said.into()),
-            _ => bail!("'{line}' failed: {said}"),
+            _ => bail!("it failed: {said}"),
         }
     }
 

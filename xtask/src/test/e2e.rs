@@ -37,7 +37,11 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
         let emulator = tools.emulator.command();
         test.arg("--").arg(emulator.get_program()).args(emulator.get_args());
     }
-    if name.starts_with("net-") {
+    let everything = name.starts_with("everything-");
+    if everything && let Err(why) = setup::socat() {
+        eprintln!("SKIPPED: sockets with socat: {why:#}");
+    }
+    if everything || name.starts_with("net-") {
         setup::network()?.offer(&mut test)?;
     }
     let status = tied::tie(&test, tied::Death::Kill)?

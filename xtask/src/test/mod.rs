@@ -151,32 +151,32 @@ const TESTS: &[Test] = &[
     Test { name: "idle-async", about: "the same with tasks of an executor on the board", run: Run::EndToEnd },
     Test {
         name: "files-host",
-        about: "64 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell as a process",
+        about: "files across 9p, and 64 MiB that are whole though ten pmms were killed meanwhile; a process",
         run: Run::EndToEnd,
     },
     Test {
         name: "files-r5",
-        about: "16 MiB through 9p, 10,000 entries, a pmm killed while a file is written; the shell on the board",
+        about: "files across 9p, and 16 MiB that are whole though ten pmms were killed meanwhile; the board",
         run: Run::EndToEnd,
     },
     Test {
         name: "devices-host",
-        about: "all five devices with stock programs, and again after 40 deaths; the shell as a process",
+        about: "all five devices, and again after 40 deaths; the shell as a process",
         run: Run::EndToEnd,
     },
     Test {
         name: "devices-r5",
-        about: "all five devices with stock programs, and again after 12 deaths; the shell on the board",
+        about: "all five devices, and again after 12 deaths; the shell on the board",
         run: Run::EndToEnd,
     },
     Test {
-        name: "net-host",
-        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; a process",
+        name: "everything-host",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; a process",
         run: Run::EndToEnd,
     },
     Test {
-        name: "net-r5",
-        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; the board",
+        name: "everything-r5",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; the board",
         run: Run::EndToEnd,
     },
     Test {
@@ -205,7 +205,7 @@ const TESTS: &[Test] = &[
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
         for test in TESTS {
-            println!("{:14} {}", test.name, test.about);
+            println!("{:16} {}", test.name, test.about);
         }
         return Ok(());
     }
@@ -227,15 +227,15 @@ pub fn run(options: &Options) -> Result<()> {
         let seconds = start.elapsed().as_secs_f32();
         match result {
             Ok(()) => {
-                println!("test {:14} ok      {seconds:6.1} s", test.name);
+                println!("test {:16} ok      {seconds:6.1} s", test.name);
                 passed += 1;
             }
             Err(error) if error.is::<Skipped>() => {
-                println!("test {:14} SKIPPED {seconds:6.1} s: {error:#}", test.name);
+                println!("test {:16} SKIPPED {seconds:6.1} s: {error:#}", test.name);
                 skipped += 1;
             }
             Err(error) => {
-                println!("test {:14} FAILED  {seconds:6.1} s: {error:#}", test.name);
+                println!("test {:16} FAILED  {seconds:6.1} s: {error:#}", test.name);
                 failed.push(test.name);
             }
         }

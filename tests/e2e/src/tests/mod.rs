@@ -2,6 +2,7 @@
 
 mod device;
 mod devices;
+mod everything;
 mod files;
 mod idle;
 mod messages;
@@ -10,8 +11,8 @@ mod order;
 mod plain;
 mod restarts;
 mod several;
+mod sockets;
 mod transfer;
-mod web;
 
 use anyhow::Result;
 
@@ -118,39 +119,39 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "files-host",
-        about: "64 MiB through 9p, a directory of 10,000 entries, a pmm killed while a file is written; a process",
+        about: "files across 9p, and 64 MiB that are whole though ten pmms were killed meanwhile; a process",
         board: false,
-        run: |tools| files::run(tools, Kind::Host, 64, 10_000),
+        run: |tools| files::run(tools, Kind::Host, 64),
     },
     Test {
         name: "files-r5",
-        about: "16 MiB through 9p, a directory of 10,000 entries, a pmm killed while a file is written; the board",
+        about: "files across 9p, and 16 MiB that are whole though ten pmms were killed meanwhile; the board",
         board: true,
-        run: |tools| files::run(tools, Kind::R5, 16, 10_000),
+        run: |tools| files::run(tools, Kind::R5, 16),
     },
     Test {
         name: "devices-host",
-        about: "all five devices with stock programs, and again after 40 deaths; a process",
+        about: "all five devices, and again after 40 deaths; a process",
         board: false,
         run: |tools| devices::run(tools, Kind::Host, 16, 40),
     },
     Test {
         name: "devices-r5",
-        about: "all five devices with stock programs, and again after 12 deaths; the board",
+        about: "all five devices, and again after 12 deaths; the board",
         board: true,
         run: |tools| devices::run(tools, Kind::R5, 4, 12),
     },
     Test {
-        name: "net-host",
-        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; a process",
+        name: "everything-host",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; a process",
         board: false,
-        run: |tools| web::run(tools, "net-host", Kind::Host),
+        run: |tools| everything::run(tools, "everything-host", Kind::Host),
     },
     Test {
-        name: "net-r5",
-        about: "a page from this disk through the guest's web server and passt to curl, by DHCP; the board",
+        name: "everything-r5",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; the board",
         board: true,
-        run: |tools| web::run(tools, "net-r5", Kind::R5),
+        run: |tools| everything::run(tools, "everything-r5", Kind::R5),
     },
     Test {
         name: "restarts-host",

@@ -218,8 +218,9 @@ pub fn joined(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test in a network namespace of its own, or says why there cannot be one ([`Skipped`]).
-fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
+/// Runs a test in a network namespace of its own, after `ip` was called with each of these `lines` there, or says why
+/// there cannot be one ([`Skipped`]). `within`: what the test is started through, there.
+fn in_namespace(tools: &Tools, name: &str, needs: &[&str], lines: &[&str], within: &[&str]) -> Result<()> {
     for program in ["ip", "unshare"].iter().chain(needs) {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|folder| folder.join(program).is_file()) {
@@ -233,21 +234,26 @@ fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
         unshare.args(flags).args(["sh", "-c", command]).stdout(Stdio::null()).stderr(Stdio::null());
         unshare.status().is_ok_and(|status| status.success())
     };
-    if !inside("ip link set lo up") {
-        bail!(Skipped("a network namespace cannot be made (rights?)".into()));
+    for (command, why) in [
+        ("ip link set lo up", "a network namespace cannot be made (rights?)"),
+        ("ip tuntap add dev hvl0 mode tap", "a TAP cannot be made in a network namespace (/dev/net/tun)"),
+        (&[within, &["true"]].concat().join(" "), "an ordinary user cannot be made in a network namespace"),
+    ] {
+        if !inside(command) {
+            bail!(Skipped(why.into()));
+        }
     }
-    if !inside("ip tuntap add dev hvl0 mode tap") {
-        bail!(Skipped("a TAP cannot be made in a network namespace (/dev/net/tun)".into()));
-    }
+    let prepare: String = lines.iter().map(|line| format!("ip {line} && ")).collect();
     let mut command = process::command("unshare")?;
-    command.args(flags).arg(std::env::current_exe()?).args(["run", name]);
+    command.args(flags).args(["sh", "-c", &format!("{prepare}exec \"$@\""), "sh"]).args(within);
+    command.arg(std::env::current_exe()?).args(["run", name]);
     command
         .arg("--pmm")
         .arg(&tools.pmm)
         .arg("--host-shell")
         .arg(&tools.host_shell)
         .arg("--work")
-        .arg(&tools.work);
+        .arg(tools.work.parent().context("a test's directory has no parent")?);
     command.args(["--seed", &tools.seed.to_string(), "--percent", &tools.percent.to_string()]);
     command.args(tools.firmware.iter().flat_map(|firmware| ["--firmware".as_ref(), firmware.as_os_str()]));
     if !tools.emulator.is_empty() {
@@ -260,25 +266,27 @@ fn in_namespace(tools: &Tools, name: &str, needs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes, in a namespace of the test's own, the network that passt finds there, with the guest's address 10.99.0.2 in it.
-/// `false`: the test has been run in it, from here.
+/// Runs a test as an ordinary user, without a single right, in a network namespace of its own in which passt finds a
+/// network, with the guest's address 10.99.0.2 in it. `false`: the test has been run in it, from here.
 pub(super) fn is_where_passt_runs(tools: &Tools, name: &str) -> Result<bool> {
-    if std::env::var_os(INSIDE).is_none() {
-        let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
-        let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-        return in_namespace(tools, name, needs).map(|()| false);
+    if std::env::var_os(INSIDE).is_some() {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let none = status.lines().any(|line| line == "CapEff:\t0000000000000000");
+        ensure!(none && !rustix::process::geteuid().is_root(), "this is no ordinary user: {status}");
+        return Ok(true);
     }
+    let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
+    let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
     // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.
-    for words in [
+    let lines = [
         "link set lo up",
         "tuntap add dev out0 mode tap",
         "address add 10.99.0.2/24 dev out0",
         "link set out0 up",
         "route add default via 10.99.0.1",
-    ] {
-        ip(words)?;
-    }
-    Ok(true)
+    ];
+    let ordinary = ["unshare", "--user", "--map-user=1000", "--map-group=1000"];
+    in_namespace(tools, name, needs, &lines, &ordinary).map(|()| false)
 }
 
 /// Set where the test is in its namespace already.
@@ -327,17 +335,15 @@ fn pour(address: &str, size: u64) -> Result<()> {
 /// A TAP: ping -f without loss, HTTP, and frames of 64 KiB where they were accepted.
 pub fn tap(tools: &Tools) -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
-        return in_namespace(tools, "net-tap", &["ping", "curl"]);
+        let lines = [
+            "link set lo up",
+            "tuntap add dev hvl0 mode tap",
+            "address add 10.77.0.1/24 dev hvl0",
+            "link set hvl0 up",
+        ];
+        return in_namespace(tools, "net-tap", &["ping", "curl"], &lines, &[]);
     }
     let dir = directory(tools, "tap")?;
-    for words in [
-        "link set lo up",
-        "tuntap add dev hvl0 mode tap",
-        "address add 10.77.0.1/24 dev hvl0",
-        "link set hvl0 up",
-    ] {
-        ip(words)?;
-    }
     let mut node = Node::new(tools, &dir, "tap", "mode=tap,tapif=hvl0,trans=mmio")?;
     node.start_pmm()?;
     let size = tools.scaled(4) * MIB;

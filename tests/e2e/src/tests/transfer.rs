@@ -6,15 +6,13 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use crc::{CRC_32_ISO_HDLC, Crc};
 
-use crate::Tools;
 use crate::dice::Dice;
 use crate::guest::Kind;
 use crate::proxy::{Fates, To};
 use crate::rig::{Bell, Rig};
+use crate::{Tools, summed};
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Seconds without a byte that are too many: several lost rings in a row are made good in a few.
 const SILENCE: u64 = 60;
 
@@ -77,7 +75,7 @@ fn flood(rig: &mut Rig, bytes: usize) -> Result<f64> {
     }
     ensure!(data.len() == bytes, "{} bytes came of {bytes}", data.len());
     let said = rig.terminal.expect("\n", SILENCE)?;
-    let expected = format!("{bytes} bytes, CRC-32 {:08x}", CRC.checksum(&data));
+    let expected = summed(&data);
     ensure!(
         said == expected.as_bytes(),
         "the guest sent {} and {expected} came",
@@ -97,7 +95,7 @@ fn sink(rig: &mut Rig, bytes: usize, seed: u64) -> Result<f64> {
     rig.terminal.expect("sink: ", SILENCE)?;
     let seconds = start.elapsed().as_secs_f64();
     let said = rig.terminal.expect("\n", SILENCE)?;
-    let expected = format!("{bytes} bytes, CRC-32 {:08x}", CRC.checksum(&data));
+    let expected = summed(&data);
     ensure!(said == expected.as_bytes(), "{expected} were sent and {} came", String::from_utf8_lossy(&said));
     rig.terminal.expect(&format!("{}> ", rig.guest.name()), SILENCE)?;
     Ok(seconds)
