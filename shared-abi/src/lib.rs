@@ -46,4 +46,4 @@ pub mod wire;
 
 pub use header::{DeviceId, Features, ShmRegion, Status, Window};
 pub use layout::{DeviceSpec, Layout, LayoutError, QueuePlace};
-pub use mem::{Attribute, MaintainCache, Mem, Region};
+pub use mem::{Attribute, MaintainCache, Mem, Piece, Region};

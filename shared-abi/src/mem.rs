@@ -109,6 +109,38 @@ pub trait Mem {
     fn clean(&self, at: u32, len: u32);
     /// Drops `len` bytes from this side's cache, where it has one that nobody keeps coherent.
     fn invalidate(&self, at: u32, len: u32);
+
+    /// These bytes for a system call that moves data to or from them. `None` where none may: outside the region, in
+    /// Device memory, which only aligned words reach, and in a memory that is only modelled.
+    fn piece(&self, _at: u32, _len: u32) -> Option<Piece> {
+        None
+    }
+}
+
+/// Bytes of a region in this address space, for system calls. It is no reference: the peer may change them at any
+/// moment, so that whatever reads them reads them once.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Piece {
+    /// No bytes.
+    pub const EMPTY: Piece = Piece { start: NonNull::dangling(), len: 0 };
+
+    /// Where they start. They stay mapped, readable and writable as long as the region does ([`Region::new`]).
+    pub const fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
 }
 
 /// Whether `len` bytes from `at` lie inside a region of `region_len` bytes.
@@ -149,7 +181,7 @@ impl Region {
     ///
     /// # Safety
     /// 1. `base` is aligned to 4 bytes (64 where memory is cached without coherence) and `len` bytes from it stay mapped, readable and writable for as long as any
-    ///    copy of the result is used. 2. No Rust reference to any of them exists in this program meanwhile. 3. The
+    ///    copy of the result, or a [`Piece`] of it, is used. 2. No Rust reference to any of them exists in this program meanwhile. 3. The
     ///    memory really has `attribute`.
     #[allow(unsafe_code)]
     pub const unsafe fn new(base: NonNull<u8>, len: u32, attribute: Attribute) -> Region {
@@ -372,6 +404,14 @@ impl Mem for Region {
         if let (Attribute::CachedNonCoherent, Some(cache)) = (self.attribute, self.cache) {
             cache.invalidate(self.base.addr().get().wrapping_add(at as usize), len as usize);
         }
+    }
+
+    #[inline]
+    #[allow(unsafe_code)]
+    fn piece(&self, at: u32, len: u32) -> Option<Piece> {
+        let reachable = inside(at, len, self.len) && self.attribute != Attribute::Device;
+        // SAFETY: `at` is at most the region's length, so the sum stays within it or one past its end.
+        reachable.then(|| Piece { start: unsafe { self.base.add(at as usize) }, len: len as usize })
     }
 }
 

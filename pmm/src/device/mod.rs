@@ -14,7 +14,7 @@ pub mod rng;
 pub mod vsock;
 
 use hvl_shared_abi::ring::{Access, DeviceRing, RingFault, Segment, Taken, Token, Windows};
-use hvl_shared_abi::{DeviceId, Features, Mem};
+use hvl_shared_abi::{DeviceId, Features, Mem, Piece};
 
 use crate::transport::QueueCounters;
 
@@ -186,6 +186,41 @@ impl<const N: usize> Request<N> {
     /// Counts `bytes` as served.
     pub fn advance(&mut self, bytes: usize) {
         self.done = self.done.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// The bytes of this kind from `skip` on, at most `limit`, for a system call; how many pieces they are. `None` in
+    /// memory that no system call reaches, and if `into` has no room for all.
+    pub fn pieces<M: Mem>(
+        &self,
+        m: &M,
+        access: Access,
+        skip: u32,
+        limit: u32,
+        into: &mut [Piece],
+    ) -> Option<usize> {
+        let end = skip.saturating_add(limit);
+        let (mut next, mut count) = (skip, 0usize);
+        while next < end {
+            let Some((at, len)) = self.stretch(access, next, end.wrapping_sub(next) as usize) else { break };
+            if access == Access::Readable {
+                m.invalidate(at, len);
+            }
+            *into.get_mut(count)? = m.piece(at, len)?;
+            next = next.saturating_add(len);
+            count = count.saturating_add(1);
+        }
+        Some(count)
+    }
+
+    /// Counts `bytes` behind what was written as written too, by a system call into [`pieces`](Self::pieces).
+    pub fn filled<M: Mem>(&mut self, m: &M, bytes: u32) {
+        let end = self.done.saturating_add(bytes);
+        while self.done < end {
+            let left = end.wrapping_sub(self.done) as usize;
+            let Some((at, len)) = self.stretch(Access::Writable, self.done, left) else { break };
+            m.clean(at, len);
+            self.advance(len as usize);
+        }
     }
 
     /// Copies bytes into the writable segments, where the last call ended. Returns how many fitted.

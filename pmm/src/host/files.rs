@@ -11,7 +11,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Reply, Request};
+use hvl_shared_abi::Piece;
+use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Parsed, REPLY_PREFIX, Reply, Request};
 
 use super::export::{Export, Session};
 use super::{HostEnd, MessageServer, Shared};
@@ -28,6 +29,16 @@ const BUDGET: usize = 8 << 20;
 pub trait Conversation: Send + Sync {
     /// Answers one message; several workers may call at once. `answer` is empty and gets at most `room` bytes.
     fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize);
+
+    /// See [`MessageServer::at_once`]. The loop calls.
+    fn at_once(
+        &self,
+        _request: &Parsed<'_, Request<'_>>,
+        _data: &[Piece],
+        _answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        None
+    }
 }
 
 /// What the messages of a guest are about.
@@ -302,6 +313,18 @@ impl MessageServer for Files {
         true
     }
 
+    fn at_once(
+        &mut self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        if changes(request.message.kind()) && self.room.work().old_changes != 0 {
+            return None;
+        }
+        self.current.as_ref()?.at_once(request, data, answer)
+    }
+
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
         let (generation, done) = {
             let mut work = self.room.work();
@@ -354,6 +377,14 @@ impl Conversation for Session {
     fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize) {
         self.reply_to(request, answer, room);
     }
+    fn at_once(
+        &self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        Session::at_once(self, request, data, answer)
+    }
 }
 
 impl HostEnd for Files {
@@ -374,6 +405,14 @@ impl HostEnd for Files {
 impl<T: MessageServer + ?Sized> MessageServer for Shared<T> {
     fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
         self.get().submit(id, len, room, fill)
+    }
+    fn at_once(
+        &mut self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        self.get().at_once(request, data, answer)
     }
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
         self.get().answers(take);

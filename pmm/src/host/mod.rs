@@ -45,7 +45,9 @@ pub use self::{
     vsock::Multiplexer,
 };
 
+use hvl_shared_abi::Piece;
 use hvl_shared_abi::wire::net::Offload;
+use hvl_shared_abi::wire::p9::{Parsed, REPLY_PREFIX, Request};
 
 /// Why bytes did not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,12 +127,24 @@ pub trait Entropy {
 
 /// A server of messages that answers later: a file system may block, so it runs beside the event loop.
 ///
-/// The device numbers its requests; a number is used again once it was answered. Whatever the server works on is private
-/// memory, so nothing that it began can reach the guest but through [`MessageServer::answers`].
+/// The device numbers its requests; a number is used again once it was answered. What a server works on beside the loop
+/// is private memory, so nothing that it began can reach the guest but through [`MessageServer::answers`].
 pub trait MessageServer {
     /// Takes a request of `len` bytes, which `fill` writes into memory of the server's, under the number `id`; its
     /// answer has `room` bytes at the most. `false` while there is no room for another: nothing was taken then.
     fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool;
+
+    /// Carries out a read or a write whose data is `data`, in the guest's memory, if that takes no waiting: on return
+    /// nothing more is moved. Writes the head of the answer and says how many bytes of `data` are the rest of it.
+    /// `None`: it is to be submitted; what is in `data` of a read then is no answer.
+    fn at_once(
+        &mut self,
+        _request: &Parsed<'_, Request<'_>>,
+        _data: &[Piece],
+        _answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        None
+    }
 
     /// Hands out every answer that is there, each once, with the number of its request.
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8]));

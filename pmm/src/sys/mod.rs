@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::retry_on_intr;
 
 mod file;
+pub(crate) mod pieces;
 
 pub(crate) use file::{LockKind, RangeLock, get_range_lock, ignore_size_signal, set_range_lock};
 

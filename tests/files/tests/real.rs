@@ -4,15 +4,19 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use hvl_files::{Guest, Pmm, Wire};
+use hvl_files::{Guest, Pmm, Same, Wire};
+use hvl_frontend::Wait;
 use hvl_frontend::device::p9::{FileError, Files, PATH};
-use hvl_pmm::host::export::{Export, Rules};
+use hvl_pmm::host::export::{Export, Rules, Session};
 use hvl_pmm::host::{Conversation, Conversations, Guests};
-use hvl_shared_abi::wire::p9::{Entries, Errno, GetLock, Lock, SetAttr, lock, open, setattr};
+use hvl_shared_abi::Piece;
+use hvl_shared_abi::wire::p9::{
+    Entries, Errno, GetLock, Lock, Parsed, REPLY_PREFIX, Request, SetAttr, lock, open, setattr,
+};
 
 /// A directory of one test, which goes with it, and a guest that may use it.
 struct World {
@@ -111,7 +115,6 @@ fn what_is_written_is_in_the_file_and_what_is_in_the_file_is_read() {
 
 #[test]
 fn several_reads_and_writes_are_under_way_at_once() {
-    use hvl_frontend::Wait;
     let mut world = World::new();
     let file = world.files.create(b"a", open::READ_WRITE, 0o600).unwrap();
     let wait = |world: &mut World| world.wire.wait_for_doorbell(world.files.next_deadline());
@@ -351,4 +354,78 @@ fn each_session_of_a_guest_is_another_client() {
     let guests = Guests(export(&world.root, Rules::default()));
     let (one, other): (Arc<dyn Conversation>, Arc<dyn Conversation>) = (guests.begin(), guests.begin());
     assert!(!Arc::ptr_eq(&one, &other));
+}
+
+/// The PMM's server, with a gate before each write.
+struct Gated {
+    session: Session,
+    gate: Arc<(Mutex<Gate>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Gate {
+    held: usize,
+    open: bool,
+}
+
+impl Conversation for Gated {
+    fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize) {
+        if matches!(Request::parse(request).map(|parsed| parsed.message), Ok(Request::Write { .. })) {
+            let (gate, news) = &*self.gate;
+            gate.lock().unwrap().held += 1;
+            news.notify_all();
+            drop(news.wait_while(gate.lock().unwrap(), |gate| !gate.open).unwrap());
+        }
+        self.session.reply_to(request, answer, room);
+    }
+
+    fn at_once(
+        &self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        matches!(request.message, Request::Read { .. })
+            .then(|| self.session.at_once(request, data, answer))
+            .flatten()
+    }
+}
+
+#[test]
+fn what_is_in_memory_is_read_while_every_worker_is_held() {
+    let root = std::path::PathBuf::from(format!("/dev/shm/hvl-files-{}-gated", std::process::id()));
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("a"), b"0123456789").unwrap();
+    let gate = Arc::<(Mutex<Gate>, Condvar)>::default();
+    let session = Session::new(export(&root, Rules::default()));
+    let wire = Wire::new();
+    let _pmm = Pmm::start(&wire, Same(Arc::new(Gated { session, gate: gate.clone() })));
+    let mut files = Guest::boot(&wire, Duration::from_secs(20)).files;
+    let mut file = files.open_file(b"a", open::READ_WRITE).unwrap();
+    // As many as there are workers.
+    let writes: Vec<_> = (0..4u64).map(|i| files.start_write(&file, i, b"x").unwrap()).collect();
+    let wait_for = |held: usize| {
+        let late = Duration::from_secs(20);
+        let (_gate, late) =
+            gate.1.wait_timeout_while(gate.0.lock().unwrap(), late, |gate| gate.held != held).unwrap();
+        assert!(!late.timed_out(), "{held} writes stand at the gate within 20 s");
+    };
+    wait_for(4);
+    let mut into = [0; 20];
+    assert_eq!(files.read(&mut file, 2, &mut into), Ok(8));
+    assert_eq!(&into[..8], b"23456789");
+
+    gate.0.lock().unwrap().open = true;
+    gate.1.notify_all();
+    for write in writes {
+        let mut ticket = Some(write.0);
+        loop {
+            match files.finish_write(&mut ticket) {
+                Err(FileError::WouldBlock) => wire.wait_for_doorbell(files.next_deadline()),
+                done => break assert_eq!(done, Ok(1)),
+            }
+        }
+    }
+    assert_eq!(fs::read(root.join("a")).unwrap(), b"xxxx456789");
+    fs::remove_dir_all(root).unwrap();
 }

@@ -4,10 +4,15 @@
 //! error), copied once into the server's memory, and kept here until its answer comes. What the message means is the
 //! server's business. A file system may block: the server runs beside the event loop, works on private memory alone,
 //! and after a reset nothing of the old session is handed out any more.
+//!
+//! What need not block is answered at once: the data of a read or a write then moves straight between the file and the
+//! guest's buffers, in one system call of the event loop, which is over before a reset can come.
 
 use hvl_shared_abi::ring::{Access, RingFault};
-use hvl_shared_abi::wire::p9::{Config, F_MOUNT_TAG, HEADER, Header, MAX_MSIZE, REQUEST};
-use hvl_shared_abi::{DeviceId, Mem};
+use hvl_shared_abi::wire::p9::{
+    self, Config, F_MOUNT_TAG, Header, MAX_MSIZE, PAYLOAD_PREFIX, REPLY_PREFIX, REQUEST, WRITE_PREFIX,
+};
+use hvl_shared_abi::{DeviceId, Mem, Piece};
 
 use super::{BATCH, Device, Queues, Request};
 use crate::host::MessageServer;
@@ -16,6 +21,8 @@ use crate::host::MessageServer;
 const SEGMENTS: usize = 136;
 /// Requests at the server at a time.
 pub const PENDING: usize = 32;
+/// Bytes of data that are moved at once before the other devices have their turn.
+const AT_ONCE: u32 = 1 << 20;
 /// Bytes of the shortest answer that says that something failed.
 const ERROR_BYTES: u32 = 11;
 
@@ -35,6 +42,24 @@ impl<S: MessageServer> P9<S> {
         Some(P9 { server, config, pending: [const { None }; PENDING], held: None })
     }
 
+    /// Answers a read or a write without a copy of its data in between, if the server can; how many bytes of data moved.
+    fn at_once<M: Mem>(&mut self, m: &M, request: &mut Request<SEGMENTS>, head: &[u8]) -> Option<u32> {
+        let total = request.len(Access::Readable);
+        let parsed = p9::Request::parse_prefix(head, usize::try_from(total).ok()?).ok()?;
+        let (access, prefix, count) = match parsed.message {
+            p9::Request::Read { count, .. } => (Access::Writable, REPLY_PREFIX, count),
+            p9::Request::Write { count, .. } => (Access::Readable, WRITE_PREFIX, count.0),
+            _ => return None,
+        };
+        let mut pieces = [Piece::EMPTY; SEGMENTS];
+        let used = request.pieces(m, access, prefix as u32, count, &mut pieces)?;
+        let mut answer = [0; REPLY_PREFIX];
+        let payload = self.server.at_once(&parsed, pieces.get(..used)?, &mut answer)?;
+        request.write(m, &answer);
+        request.filled(m, payload);
+        Some(count.max(payload))
+    }
+
     /// Copies a request into the server's memory. `false`: the server has no room now.
     fn submit<M: Mem>(&mut self, m: &M, request: &Request<SEGMENTS>, id: usize) -> bool {
         let (len, room) = (request.len(Access::Readable), request.len(Access::Writable));
@@ -44,14 +69,12 @@ impl<S: MessageServer> P9<S> {
     }
 }
 
-/// Whether a chain can be a request: the size that it says is the one it has, and an error fits.
-fn is_message<M: Mem>(m: &M, request: &Request<SEGMENTS>) -> bool {
+/// Whether a chain that starts with `head` can be a request: the size that it says is the one it has, and an error fits.
+fn is_message(request: &Request<SEGMENTS>, head: &[u8]) -> bool {
     let len = request.len(Access::Readable);
-    let mut header = [0; HEADER];
     len <= MAX_MSIZE
         && request.len(Access::Writable) >= ERROR_BYTES
-        && request.peek(m, &mut header) == HEADER
-        && Header::parse(&header).is_ok_and(|header| header.size == len)
+        && Header::parse(head).is_ok_and(|header| header.size == len)
 }
 
 impl<M: Mem, S: MessageServer> Device<M> for P9<S> {
@@ -87,17 +110,28 @@ impl<M: Mem, S: MessageServer> Device<M> for P9<S> {
                 queue.complete(request, written as u32);
             }
         });
+        let mut moved = 0u32;
         for _ in 0..BATCH {
+            if moved >= AT_ONCE {
+                return Ok(queue.has_more());
+            }
             let Some(id) = self.pending.iter().position(Option::is_none) else { return Ok(false) };
-            let request = match self.held.take() {
+            let mut request = match self.held.take() {
                 Some(request) => request,
                 None => match queue.take()? {
                     Some(request) => request,
                     None => return Ok(false),
                 },
             };
-            if !is_message(queue.mem(), &request) {
+            let mut head = [0; PAYLOAD_PREFIX];
+            let peeked = request.peek(queue.mem(), &mut head);
+            let head = head.get(..peeked).unwrap_or_default();
+            if !is_message(&request, head) {
                 queue.reject(request);
+            } else if let Some(bytes) = self.at_once(queue.mem(), &mut request, head) {
+                moved = moved.saturating_add(bytes);
+                let written = request.done();
+                queue.complete(request, written);
             } else if !self.submit(queue.mem(), &request, id) {
                 self.held = Some(request);
                 return Ok(false);

@@ -40,9 +40,7 @@ fn open_flags(flags: u32) -> Result<OFlags, Errno> {
 }
 
 fn opened(file: Counted, node: &Node, flags: OFlags) -> Arc<OpenFile> {
-    let access = flags & OFlags::RWMODE;
-    let (readable, writable) = (access != OFlags::WRONLY, access != OFlags::RDONLY);
-    Arc::new(OpenFile::new(file, node.is_directory(), readable, writable))
+    Arc::new(OpenFile::new(file, node.is_directory(), flags))
 }
 
 impl Session {
@@ -312,6 +310,6 @@ fn write_all(file: &OpenFile, bytes: &[u8], offset: u64) -> Result<usize, Errno>
 }
 
 /// `done` bytes behind `offset`, if a file can be that long.
-fn position(offset: u64, done: usize) -> Option<u64> {
+pub(super) fn position(offset: u64, done: usize) -> Option<u64> {
     offset.checked_add(done as u64).filter(|at| i64::try_from(*at).is_ok())
 }

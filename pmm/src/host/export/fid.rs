@@ -1,12 +1,18 @@
 //! Fids: the numbers by which a client names what it has reached, and what is open behind them.
 
 use std::collections::HashMap;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hvl_shared_abi::wire::p9::Errno;
+use rustix::fs::OFlags;
 
 use super::resolve::{Counted, Node, split};
+use crate::sys::pieces::Waiting;
+
+/// The number by which Linux knows a file system that is memory.
+const TMPFS: u64 = 0x0102_1994;
 
 /// What a lock protects here is whole after every statement, so a panic elsewhere does not spoil it.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -21,13 +27,35 @@ pub struct OpenFile {
     pub(super) directory: bool,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// A write is over when the page cache has it, and puts its bytes where it says.
+    pub(super) plain_writes: bool,
+    /// What a read at once may do.
+    pub(super) waiting: Waiting,
     /// Held from seeking in a directory to reading it.
     pub(super) position: Mutex<()>,
 }
 
 impl OpenFile {
-    pub(super) fn new(file: Counted, directory: bool, readable: bool, writable: bool) -> OpenFile {
-        OpenFile { file, directory, readable, writable, position: Mutex::new(()) }
+    /// What was opened with `flags`.
+    pub(super) fn new(file: Counted, directory: bool, flags: OFlags) -> OpenFile {
+        let access = flags & OFlags::RWMODE;
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
+        OpenFile {
+            file,
+            directory,
+            readable: access != OFlags::WRONLY,
+            writable: access != OFlags::RDONLY,
+            plain_writes: !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
+            waiting: if in_memory { Waiting::Memory } else { Waiting::Never },
+            position: Mutex::new(()),
+        }
+    }
+
+    /// Whether it has no byte at `offset`, if that can be said without waiting.
+    pub(super) fn ends_at(&self, offset: u64) -> bool {
+        let mut byte = [0];
+        let into = &mut [IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(self, into, offset, self.waiting.flags()) == Ok(0)
     }
 }
 

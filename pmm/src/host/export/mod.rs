@@ -3,7 +3,7 @@
 //! An [`Export`] is an opened directory and what may be done in it. A [`Session`] is one client of it: a virtio device,
 //! or a connection of `pmm serve-9p`. [`Session::handle`] takes a request and writes the reply; it may block as a file
 //! system may, and may be called by several threads at once. What an event loop needs that must not block stands
-//! beside it: [`Session::at_once`] for reads that the page cache can answer, [`InFlight`] for the order of replies.
+//! beside it: [`Session::at_once`] for reads and writes that need no waiting, [`InFlight`] for the order of replies.
 //!
 //! What a client can and cannot do:
 //!
@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE, NO_UID};
 
+mod at_once;
 mod data;
 mod fid;
 mod flight;
@@ -36,7 +37,7 @@ mod xattr;
 
 pub use fid::OpenFile;
 pub use flight::InFlight;
-pub use session::{AtOnce, Handled, Session};
+pub use session::{Handled, Session};
 pub(crate) use stream::{Connection, Ended, Stream, THREADS};
 
 use crate::failure::{Failure, refused};

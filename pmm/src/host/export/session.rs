@@ -1,8 +1,6 @@
 //! One client: what it has agreed to, its fids, and which function answers which request.
 
 use std::collections::HashMap;
-use std::io::IoSliceMut;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,8 +10,8 @@ use hvl_shared_abi::wire::p9::{
 };
 
 use super::Export;
-use super::fid::{Fid, OpenFile, State, Table, locked};
-use super::resolve::{self, Name, Node, join, qid_of, split};
+use super::fid::{Fid, State, Table, locked};
+use super::resolve::{Name, Node, join, qid_of, split};
 
 /// Most bytes of extended attributes that the fids of one session hold. Each is at most 64 KiB.
 const ATTRIBUTE_BYTES: usize = 1 << 20;
@@ -30,45 +28,6 @@ pub struct Handled {
     pub length: usize,
     /// Why the request is not of 9P2000.L, if it is not.
     pub malformed: Option<Malformed>,
-}
-
-/// A read that may be answered without blocking, from what the page cache holds.
-#[derive(Debug)]
-pub struct AtOnce {
-    file: Arc<OpenFile>,
-    offset: u64,
-    count: u32,
-}
-
-impl AtOnce {
-    /// Most bytes that the reply may hold.
-    pub fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// From which byte of the file.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// The file, for whoever reads it with pieces of memory of its own kind.
-    pub fn file(&self) -> &OpenFile {
-        &self.file
-    }
-
-    /// Reads what is there. 0 is the end of the file.
-    ///
-    /// # Errors
-    ///
-    /// [`Errno::AGAIN`]: it would block, so [`Session::handle`] is to do it on a thread that may.
-    pub fn read(&self, into: &mut [IoSliceMut<'_>]) -> Result<usize, Errno> {
-        let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        match rustix::io::preadv2(self.file.as_fd(), into, self.offset, flags) {
-            // File systems that cannot tell.
-            Err(rustix::io::Errno::OPNOTSUPP) => Err(Errno::AGAIN),
-            other => other.map_err(resolve::errno),
-        }
-    }
 }
 
 /// One client of an export.
@@ -194,17 +153,6 @@ impl Session {
         self.dispatch(request, reply).unwrap_or_else(|errno| refuse(request.tag, errno, reply))
     }
 
-    /// A read that might be answered without blocking; `None` for any other request, and for reads that only
-    /// [`handle`](Self::handle) can answer. This itself never blocks. `room` is what the reply's place holds.
-    pub fn at_once(&self, request: &Request<'_>, room: usize) -> Option<AtOnce> {
-        let Request::Read { fid, offset, count } = *request else { return None };
-        let fid = self.table.try_lock().ok()?.get(fid).ok()?;
-        let file = fid.try_open().filter(|file| file.readable && !file.directory)?;
-        let room = u32::try_from(room).unwrap_or(u32::MAX).min(self.msize());
-        let count = count.min(room.checked_sub(REPLY_PREFIX as u32)?);
-        (i64::try_from(offset).is_ok()).then_some(AtOnce { file, offset, count })
-    }
-
     fn dispatch(&self, request: &Parsed<'_, Request<'_>>, into: &mut [u8]) -> Result<usize, Errno> {
         let out = Out { tag: request.tag, into };
         if let Request::Version { msize, version } = request.message {
@@ -262,6 +210,11 @@ impl Session {
 
     pub(super) fn fid(&self, fid: u32) -> Result<Arc<Fid>, Errno> {
         self.table().get(fid)
+    }
+
+    /// The same without ever waiting; `None` also if somebody else is at it.
+    pub(super) fn try_fid(&self, fid: u32) -> Option<Arc<Fid>> {
+        self.table.try_lock().ok()?.get(fid).ok()
     }
 
     /// A fid that is a directory.

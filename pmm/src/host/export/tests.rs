@@ -10,6 +10,7 @@ use hvl_shared_abi::wire::p9::{
 
 use super::*;
 
+mod at_once;
 mod attributes;
 mod bounds;
 mod conformance;
@@ -21,9 +22,13 @@ pub(super) struct Folder(PathBuf);
 
 impl Folder {
     pub(super) fn new() -> Folder {
+        Folder::within(&std::env::temp_dir())
+    }
+
+    pub(super) fn within(place: &Path) -> Folder {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("pmm-export-{}-{number}", std::process::id()));
+        let path = place.join(format!("pmm-export-{}-{number}", std::process::id()));
         std::fs::create_dir_all(path.join("tree")).unwrap();
         Folder(path)
     }

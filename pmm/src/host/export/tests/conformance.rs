@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use hvl_shared_abi::wire::p9::{AT_REMOVEDIR, Entries, MIN_MSIZE, Payload, UNKNOWN, entry_kind, mode, qid};
+use hvl_shared_abi::wire::p9::{AT_REMOVEDIR, Entries, MIN_MSIZE, UNKNOWN, entry_kind, mode, qid};
 
 use super::*;
 
@@ -334,28 +334,6 @@ fn fsync_of_files_and_directories() {
     }
     client.reach(3, "f");
     assert_eq!(client.ask(Request::Fsync { fid: 3, data_only: 0 }).errno(), Errno::BADF);
-}
-
-#[test]
-fn a_read_from_the_page_cache_does_not_need_a_worker() {
-    let folder = Folder::new();
-    folder.write("tree/f", "0123456789");
-    let mut client = Client::on(&folder);
-    client.reach_open(1, "f", open::READ_WRITE);
-    let at_once = client.session.at_once(&Request::Read { fid: 1, offset: 2, count: 5 }, 8192).unwrap();
-    let (mut a, mut b) = ([0; 3], [0; 2]);
-    let mut pieces = [std::io::IoSliceMut::new(&mut a), std::io::IoSliceMut::new(&mut b)];
-    match at_once.read(&mut pieces) {
-        Ok(count) => assert_eq!((count, &a, &b), (5, b"234", b"56")),
-        Err(errno) => assert_eq!(errno, Errno::AGAIN, "a file system that cannot tell"),
-    }
-    let none = |request| client.session.at_once(&request, 8192).is_none();
-    assert!(none(Request::Read { fid: 2, offset: 0, count: 1 }));
-    assert!(none(Request::Read { fid: ROOT, offset: 0, count: 1 }));
-    assert!(none(Request::Read { fid: 1, offset: u64::MAX, count: 1 }));
-    assert!(none(Request::Write { fid: 1, offset: 0, count: Payload(1) }));
-    let clamped = client.session.at_once(&Request::Read { fid: 1, offset: 0, count: u32::MAX }, 111).unwrap();
-    assert_eq!(clamped.count(), 100);
 }
 
 // Directories.

@@ -1,0 +1,68 @@
+//! Reads and writes that need no worker, as the page cache has the data or takes it: it moves straight between the
+//! file and the client's memory.
+//!
+//! Nothing here waits for a disk, for a lock of this session, or for another request. What would have to is left to
+//! [`Session::handle`], which does it again from the start: a part that was moved in vain does no harm.
+
+use std::os::fd::AsFd;
+
+use hvl_shared_abi::Piece;
+use hvl_shared_abi::wire::p9::{Parsed, Payload, REPLY_PREFIX, Reply, Request, WRITE_PREFIX};
+
+use super::data::position;
+use super::fid::OpenFile;
+use super::session::Session;
+use crate::sys::pieces::{self, Waiting};
+
+impl Session {
+    /// Carries out a read into `data`, or a write of `data`, and writes the head of the answer; how many bytes of `data`
+    /// are the rest of the answer. `None`: it is somebody's who may wait.
+    ///
+    /// `request` was parsed without its payload. For a read, `data` has at most as many bytes as it asks for.
+    pub fn at_once(
+        &self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        let (fid, offset, prefix) = match request.message {
+            Request::Read { fid, offset, .. } => (fid, offset, REPLY_PREFIX),
+            Request::Write { fid, offset, .. } => (fid, offset, WRITE_PREFIX),
+            _ => return None,
+        };
+        let len = data.iter().map(Piece::len).sum::<usize>();
+        let fits = prefix.checked_add(len)? <= usize::try_from(self.msize()).ok()?;
+        position(offset, len).filter(|_| fits && len > 0)?;
+        let file = self.try_fid(fid)?.try_open().filter(|file| !file.directory)?;
+        let (reply, payload) = match request.message {
+            Request::Read { .. } if file.readable => {
+                let count = u32::try_from(read(&file, data, len, offset)?).ok()?;
+                (Reply::Read { count: Payload(count) }, count)
+            }
+            Request::Write { count, .. } if file.writable && self.may_change().is_ok() => {
+                write(&file, data, len, offset)?;
+                (Reply::Write { count: count.0 }, 0)
+            }
+            _ => return None,
+        };
+        reply.emit_prefix(request.tag, answer).ok()?;
+        Some(payload)
+    }
+}
+
+/// Reads all that is asked for, or what is left of the file.
+fn read(file: &OpenFile, into: &[Piece], len: usize, offset: u64) -> Option<usize> {
+    let got = pieces::read(file.as_fd(), into, offset, file.waiting).ok()?;
+    if got == len || got == 0 || file.ends_at(position(offset, got)?) { Some(got) } else { None }
+}
+
+/// Writes all. Not to files that are appended to, where doing it again would do harm, nor to those whose writes wait
+/// for the disk.
+fn write(file: &OpenFile, from: &[Piece], len: usize, offset: u64) -> Option<()> {
+    if !file.plain_writes {
+        return None;
+    }
+    // Even in memory a write can wait, for whoever else writes to the file.
+    let put = pieces::write(file.as_fd(), from, offset, Waiting::Never).ok()?;
+    (put == len).then_some(())
+}

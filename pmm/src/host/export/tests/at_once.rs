@@ -1,0 +1,193 @@
+//! What needs no worker, and what is left to one.
+
+use std::sync::atomic::AtomicU32;
+
+use hvl_shared_abi::wire::p9::{Parsed, Payload, REPLY_PREFIX};
+use hvl_shared_abi::{Attribute, Mem, Piece, Region};
+use rustix::io::ReadWriteFlags;
+
+use super::*;
+
+const LEN: u32 = 0x4_0000;
+
+/// Memory of a guest's, filled with dots.
+fn memory() -> Region {
+    let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(u32::from_ne_bytes(*b"...."))).collect();
+    Region::in_words(words.leak(), Attribute::Coherent)
+}
+
+/// Three pieces of it of these lengths, not in order.
+fn pieces(memory: &Region, lens: [u32; 3]) -> [Piece; 3] {
+    let places = [2000, 1, 1001];
+    std::array::from_fn(|i| memory.piece(places[i], lens[i]).unwrap())
+}
+
+fn text(memory: &Region, at: u32, len: usize) -> String {
+    let mut bytes = vec![0; len];
+    memory.copy_in(at, &mut bytes);
+    String::from_utf8(bytes).unwrap()
+}
+
+fn ask(client: &Client, message: Request<'_>, data: &[Piece]) -> Option<(Vec<u8>, u32)> {
+    let mut answer = [0; REPLY_PREFIX];
+    let parsed = Parsed { tag: 7, message, payload: &[] };
+    client.session.at_once(&parsed, data, &mut answer).map(|moved| (answer.to_vec(), moved))
+}
+
+fn head(reply: Reply<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; REPLY_PREFIX];
+    reply.emit_prefix(7, &mut bytes).unwrap();
+    bytes
+}
+
+/// Whether this kernel moves data of this file without waiting.
+fn moves(folder: &Folder, name: &str, write: bool) -> bool {
+    let file = std::fs::File::options().read(true).write(true).open(folder.tree().join(name)).unwrap();
+    let mut byte = [0];
+    rustix::io::pread(&file, &mut byte[..], 0).unwrap();
+    match write {
+        true => {
+            let one = [std::io::IoSlice::new(&byte)];
+            rustix::io::pwritev2(&file, &one, 0, ReadWriteFlags::NOWAIT).is_ok()
+        }
+        false => {
+            let one = &mut [std::io::IoSliceMut::new(&mut byte)];
+            rustix::io::preadv2(&file, one, 0, ReadWriteFlags::NOWAIT).is_ok()
+        }
+    }
+}
+
+fn reads(folder: &Folder) {
+    folder.write("tree/f", "0123456789");
+    let mut client = Client::on(folder);
+    client.reach_open(1, "f", open::READ_ONLY);
+    let memory = memory();
+    let read = |offset, data: &[Piece]| ask(&client, Request::Read { fid: 1, offset, count: 100 }, data);
+
+    let (answer, moved) =
+        read(2, &pieces(&memory, [3, 1, 2])).expect("what was just written is in the page cache");
+    assert_eq!((answer, moved), (head(Reply::Read { count: Payload(6) }), 6));
+    assert_eq!([text(&memory, 2000, 4), text(&memory, 0, 3), text(&memory, 1001, 3)], ["234.", ".5.", "67."]);
+
+    // The end, in the middle of a piece, and behind it.
+    let (answer, moved) = read(6, &pieces(&memory, [1, 1, 50])).expect("the file ends there");
+    assert_eq!((answer, moved), (head(Reply::Read { count: Payload(4) }), 4));
+    assert_eq!(read(10, &pieces(&memory, [1, 1, 1])).unwrap().1, 0);
+    assert_eq!(read(1 << 40, &pieces(&memory, [1, 1, 1])).unwrap().1, 0);
+}
+
+#[test]
+fn a_read_moves_from_the_page_cache_into_the_clients_memory() {
+    let folder = Folder::new();
+    folder.write("tree/f", "x");
+    match moves(&folder, "f", false) {
+        true => reads(&folder),
+        false => {
+            eprintln!("SKIPPED: the file system of {:?} cannot tell whether a read waits", folder.tree())
+        }
+    }
+}
+
+#[test]
+fn a_read_of_a_file_that_is_memory_needs_no_worker() {
+    reads(&Folder::within(Path::new("/dev/shm")));
+}
+
+#[test]
+fn a_read_of_what_is_partly_on_the_disk_is_not_cut_short() {
+    let folder = Folder::new();
+    let path = folder.write("tree/f", vec![b'x'; LEN as usize]);
+    let memory = memory();
+    let mut client = Client::on(&folder);
+    client.reach_open(1, "f", open::READ_ONLY);
+    for _ in 0..20 {
+        // The first page alone stays in the page cache.
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 4096, None, rustix::fs::Advice::DontNeed).unwrap();
+        let message = Request::Read { fid: 1, offset: 0, count: LEN };
+        if let Some((_, moved)) = ask(&client, message, &[memory.piece(0, LEN).unwrap()]) {
+            assert_eq!(moved, LEN);
+        }
+    }
+}
+
+#[test]
+fn a_write_that_would_wait_is_left_to_a_worker_and_any_other_is_in_the_file() {
+    let folder = Folder::new();
+    folder.write("tree/f", "0123456789");
+    let mut client = Client::on(&folder);
+    client.reach_open(1, "f", open::READ_WRITE);
+    let memory = memory();
+    memory.copy_out(2000, b"abc");
+    memory.copy_out(1, b"d");
+    memory.copy_out(1001, b"e");
+    let message = Request::Write { fid: 1, offset: 4, count: Payload(5) };
+    let answer = ask(&client, message, &pieces(&memory, [3, 1, 1]));
+    if moves(&folder, "f", true) {
+        assert_eq!(answer, Some((head(Reply::Write { count: 5 }), 0)));
+        assert_eq!(folder.read("tree/f"), "0123abcde9");
+    } else {
+        assert_eq!((answer, folder.read("tree/f").as_str()), (None, "0123456789"));
+    }
+}
+
+#[test]
+fn whatever_must_be_refused_or_may_wait_is_left_to_a_worker() {
+    let folder = Folder::within(Path::new("/dev/shm"));
+    folder.write("tree/f", "0123456789");
+    let mut client = Client::on(&folder);
+    client.ask(Request::Version { msize: 4096, version: VERSION }).ok();
+    client.attach(ROOT).ok();
+    client.reach_open(1, "f", open::READ_WRITE);
+    client.reach_open(2, "f", open::WRITE_ONLY);
+    client.reach(3, "f");
+    client.reach_open(4, "", open::READ_ONLY);
+    let memory = memory();
+    let data = pieces(&memory, [1, 2, 3]);
+    let read = |fid, offset| Request::Read { fid, offset, count: 6 };
+    assert!(ask(&client, read(1, 0), &data).is_some());
+    for message in [
+        read(2, 0),
+        read(3, 0),
+        read(4, 0),
+        read(5, 0),
+        read(ROOT, 0),
+        read(1, u64::MAX),
+        read(1, i64::MAX as u64),
+    ] {
+        assert_eq!(ask(&client, message, &data), None, "{message:?}");
+    }
+    assert_eq!(ask(&client, read(1, 0), &[]), None, "nothing to move");
+    assert_eq!(ask(&client, Request::Fsync { fid: 1, data_only: 0 }, &data), None);
+    let long = [memory.piece(0, 4095).unwrap()];
+    assert_eq!(ask(&client, read(1, 0), &long), None, "more than a message may have");
+    client.ask(Request::Version { msize: 4096, version: VERSION }).ok();
+    assert_eq!(ask(&client, read(1, 0), &data), None, "of a session before this one");
+}
+
+#[test]
+fn no_write_at_once_where_it_would_be_refused_appended_or_waits_for_the_disk() {
+    let folder = Folder::new();
+    folder.write("tree/f", "0123456789");
+    let memory = memory();
+    let data = pieces(&memory, [1, 2, 3]);
+    let mut client = Client::on(&folder);
+    let flags = [open::READ_ONLY, open::READ_WRITE | open::APPEND, open::READ_WRITE | open::SYNC];
+    for (fid, flags) in (1..).zip(flags) {
+        client.reach_open(fid, "f", flags);
+        let message = Request::Write { fid, offset: 0, count: Payload(6) };
+        assert_eq!(ask(&client, message, &data), None, "{flags:#x}");
+    }
+    assert_eq!(folder.read("tree/f"), "0123456789");
+}
+
+#[test]
+fn no_piece_lies_outside_a_region_or_in_device_memory() {
+    let memory = memory();
+    assert!(memory.piece(LEN, 0).is_some_and(|piece| piece.is_empty()));
+    assert!(memory.piece(LEN - 1, 1).is_some() && memory.piece(0, LEN).is_some());
+    assert!(memory.piece(LEN - 1, 2).is_none() && memory.piece(u32::MAX, 2).is_none());
+    let device = Region::in_words(vec![AtomicU32::new(0)].leak(), Attribute::Device);
+    assert!(device.piece(0, 4).is_none());
+}
