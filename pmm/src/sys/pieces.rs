@@ -13,7 +13,8 @@ use rustix::io::ReadWriteFlags;
 pub(crate) enum Waiting {
     /// It fails, as it does on file systems that cannot tell.
     Never,
-    /// It waits. For files that are memory, where no disk is waited for but one that memory is swapped to.
+    /// It waits. For files that are memory, as a region is: no disk is waited for but one that memory is swapped to, and
+    /// nobody but who writes to the same file, for as long as that takes.
     Memory,
 }
 

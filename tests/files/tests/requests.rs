@@ -11,8 +11,8 @@ use hvl_pmm::link::{Link, LinkPlan, Member};
 use hvl_shared_abi::epoch::{DeviceState, DriverDevice, DriverHalf, PmmLook, driver_bell};
 use hvl_shared_abi::ring::split::{DeviceSlot, DriverRing, DriverSlot};
 use hvl_shared_abi::ring::{Segment, Used};
-use hvl_shared_abi::wire::p9::{MAX_MSIZE, Request};
-use hvl_shared_abi::{Attribute, DeviceSpec, Features, Layout, Mem, Region, Window};
+use hvl_shared_abi::wire::p9::{MAX_MSIZE, Parsed, Payload, REPLY_PREFIX, Reply, Request, WRITE_PREFIX};
+use hvl_shared_abi::{Attribute, DeviceSpec, Features, Layout, Mem, Piece, Region, Window};
 
 const BASE: u64 = 0x3700_0000;
 const LEN: u32 = 0x40_0000;
@@ -24,6 +24,11 @@ struct Desk {
     answers: VecDeque<(usize, Vec<u8>)>,
     full: bool,
     forgotten: u32,
+    /// Where data is moved at once, and how much of what is asked for at the most.
+    at_once: Option<(Region, usize)>,
+    /// The used ring, and its index when data was moved.
+    used: u32,
+    published: Vec<u16>,
 }
 
 #[derive(Clone, Default)]
@@ -53,6 +58,33 @@ impl MessageServer for Server {
             desk.asked.push((id, request, room));
             true
         })
+    }
+    fn at_once(
+        &mut self,
+        request: &Parsed<'_, Request<'_>>,
+        data: &[Piece],
+        answer: &mut [u8; REPLY_PREFIX],
+    ) -> Option<u32> {
+        let (m, most) = self.desk(|desk| desk.at_once)?;
+        self.desk(|desk| desk.published.push(m.read16(desk.used + 2)));
+        let places = data.iter().flat_map(|piece| {
+            let at = piece.start().addr().get() - m.base().addr().get();
+            at as u32..(at + piece.len()) as u32
+        });
+        let places: Vec<u32> = places.take(most).collect();
+        let (reply, payload) = match request.message {
+            Request::Read { .. } => {
+                places.iter().for_each(|&at| m.write8(at, b'r'));
+                (Reply::Read { count: Payload(places.len() as u32) }, places.len() as u32)
+            }
+            _ => {
+                let bytes = places.iter().map(|&at| m.read8(at)).collect();
+                self.desk(|desk| desk.asked.push((0, bytes, 0)));
+                (Reply::Write { count: places.len() as u32 }, 0)
+            }
+        };
+        reply.emit_prefix(request.tag, answer).unwrap();
+        Some(payload)
     }
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
         while let Some((id, answer)) = self.desk(|desk| desk.answers.pop_front()) {
@@ -92,6 +124,7 @@ impl Stage {
         let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false };
         let link = Link::publish(m, plan, members, None, None).unwrap();
         let place = layout.devices()[0];
+        server.desk(|desk| desk.used = place.queues[0].used);
         let ring = DriverRing::new(place.queues[0], BASE, vec![DriverSlot::NEW; 128].leak()).unwrap();
         let mut stage = Stage { m, link, server, ring, half: DriverHalf::new(), pool: place.pool.at, now: 0 };
         stage.boot();
@@ -123,13 +156,19 @@ impl Stage {
     /// Posts what stands in `bytes`, with `room` for the answer.
     fn post(&mut self, at: u32, bytes: &[u8], room: u32) {
         self.m.copy_out(self.pool + at, bytes);
-        let mut chain = Vec::new();
-        if !bytes.is_empty() {
-            chain.push(Segment::readable(self.pool + at, bytes.len() as u32));
-        }
-        if room != 0 {
-            chain.push(Segment::writable(self.pool + at + bytes.len() as u32, room));
-        }
+        self.post_in_parts(at, &[bytes.len() as u32], &[room]);
+    }
+
+    /// The same, from what stands there already, in segments of these lengths, one behind the other.
+    fn post_in_parts(&mut self, at: u32, readable: &[u32], writable: &[u32]) {
+        let mut at = self.pool + at;
+        let mut next = |segment: fn(u32, u32) -> Segment, len: u32| {
+            let start = at;
+            at += len;
+            (len != 0).then(|| segment(start, len))
+        };
+        let mut chain: Vec<_> = readable.iter().filter_map(|&len| next(Segment::readable, len)).collect();
+        chain.extend(writable.iter().filter_map(|&len| next(Segment::writable, len)));
         self.ring.add(&self.m, &chain).unwrap();
         self.ring.publish(&self.m);
     }
@@ -276,4 +315,73 @@ fn thousands_of_reboots_with_requests_under_way() {
         stage.boot();
     }
     stage.works("the reboots");
+}
+
+const READ_BYTES: u32 = 23;
+
+fn read(count: u32) -> Vec<u8> {
+    let mut bytes = vec![0; READ_BYTES as usize];
+    Request::Read { fid: 1, offset: 0, count }.emit(3, &[], &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn data_that_is_read_at_once_goes_where_it_belongs_and_nowhere_else() {
+    let mut stage = Stage::set();
+    // Asked for, moved at the most, room in segments, moved.
+    for (count, most, room, moved) in [
+        (300, 300, &[5, 1, 20, 100, 400][..], 300),
+        (300, 50, &[11, 400], 50),
+        (300, 300, &[12, 3], 4),
+        (10, 300, &[400], 10),
+        (300, 0, &[400], 0),
+    ] {
+        let m = stage.m;
+        stage.server.desk(|desk| desk.at_once = Some((m, most)));
+        m.copy_out(stage.pool, &[b'.'; 1000]);
+        m.copy_out(stage.pool, &read(count));
+        stage.post_in_parts(0, &[7, 16], room);
+        assert_eq!(stage.pop().map(|used| used.written), Some(11 + moved), "{count} {most} {room:?}");
+        let mut answer = [0; 900];
+        m.copy_in(stage.pool + READ_BYTES, &mut answer);
+        let (answer, after) = answer.split_at(11 + moved as usize);
+        let parsed = Reply::parse(answer).expect("a whole answer");
+        assert_eq!((parsed.tag, parsed.message), (3, Reply::Read { count: Payload(moved) }));
+        assert!(parsed.payload.iter().all(|byte| *byte == b'r'), "{count} {most} {room:?}");
+        assert!(after.iter().all(|byte| *byte == b'.'), "{count} {most} {room:?}: behind the answer");
+    }
+}
+
+#[test]
+fn data_that_is_written_at_once_is_what_stands_behind_the_head() {
+    let mut stage = Stage::set();
+    let m = stage.m;
+    stage.server.desk(|desk| desk.at_once = Some((m, usize::MAX)));
+    let mut bytes = vec![0; 64];
+    let message = Request::Write { fid: 1, offset: 0, count: Payload(6) };
+    let used = message.emit(3, b"abcdef", &mut bytes).unwrap();
+    assert_eq!(used, WRITE_PREFIX + 6);
+    m.copy_out(stage.pool, &bytes);
+    stage.post_in_parts(0, &[20, 4, 2, 3], &[11]);
+    assert_eq!(stage.pop().map(|used| used.written), Some(11));
+    assert_eq!(stage.server.desk(|desk| desk.asked.pop().unwrap().1), b"abcdef");
+    // A count that is not the message's is no write; whoever gets it as a message says so.
+    bytes[19] = 5;
+    m.copy_out(stage.pool, &bytes);
+    stage.post_in_parts(0, &[used as u32], &[64]);
+    stage.serve();
+    assert_eq!(stage.server.desk(|desk| desk.asked[0].1.clone()), bytes[..used]);
+}
+
+#[test]
+fn a_mebibyte_at_once_and_the_other_devices_have_their_turn() {
+    let mut stage = Stage::set();
+    let m = stage.m;
+    stage.server.desk(|desk| desk.at_once = Some((m, usize::MAX)));
+    let count = 0x4_0000;
+    for i in 0..6 {
+        stage.post(i * (count + 0x1000), &read(count), count + 11);
+    }
+    stage.serve();
+    assert_eq!(stage.server.desk(|desk| desk.published.clone()), [0, 0, 0, 0, 4, 4]);
 }

@@ -12,7 +12,7 @@ use hvl_shared_abi::wire::p9::{Parsed, Payload, REPLY_PREFIX, Reply, Request, WR
 use super::data::position;
 use super::fid::OpenFile;
 use super::session::Session;
-use crate::sys::pieces::{self, Waiting};
+use crate::sys::pieces;
 
 impl Session {
     /// Carries out a read into `data`, or a write of `data`, and writes the head of the answer; how many bytes of `data`
@@ -33,13 +33,14 @@ impl Session {
         let len = data.iter().map(Piece::len).sum::<usize>();
         let fits = prefix.checked_add(len)? <= usize::try_from(self.msize()).ok()?;
         position(offset, len).filter(|_| fits && len > 0)?;
-        let file = self.try_fid(fid)?.try_open().filter(|file| !file.directory)?;
+        let file = self.try_fid(fid)?.try_open()?;
+        // What it was not opened for, and directories, the kernel refuses.
         let (reply, payload) = match request.message {
-            Request::Read { .. } if file.readable => {
+            Request::Read { .. } => {
                 let count = u32::try_from(read(&file, data, len, offset)?).ok()?;
                 (Reply::Read { count: Payload(count) }, count)
             }
-            Request::Write { count, .. } if file.writable && self.may_change().is_ok() => {
+            Request::Write { count, .. } => {
                 write(&file, data, len, offset)?;
                 (Reply::Write { count: count.0 }, 0)
             }
@@ -59,10 +60,6 @@ fn read(file: &OpenFile, into: &[Piece], len: usize, offset: u64) -> Option<usiz
 /// Writes all. Not to files that are appended to, where doing it again would do harm, nor to those whose writes wait
 /// for the disk.
 fn write(file: &OpenFile, from: &[Piece], len: usize, offset: u64) -> Option<()> {
-    if !file.plain_writes {
-        return None;
-    }
-    // Even in memory a write can wait, for whoever else writes to the file.
-    let put = pieces::write(file.as_fd(), from, offset, Waiting::Never).ok()?;
-    (put == len).then_some(())
+    let put = file.plain_writes.then(|| pieces::write(file.as_fd(), from, offset, file.waiting))?;
+    (put.ok()? == len).then_some(())
 }

@@ -25,11 +25,10 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct OpenFile {
     file: Counted,
     pub(super) directory: bool,
-    pub(super) readable: bool,
     pub(super) writable: bool,
     /// A write is over when the page cache has it, and puts its bytes where it says.
     pub(super) plain_writes: bool,
-    /// What a read at once may do.
+    /// What a read or a write at once may do.
     pub(super) waiting: Waiting,
     /// Held from seeking in a directory to reading it.
     pub(super) position: Mutex<()>,
@@ -38,13 +37,12 @@ pub struct OpenFile {
 impl OpenFile {
     /// What was opened with `flags`.
     pub(super) fn new(file: Counted, directory: bool, flags: OFlags) -> OpenFile {
-        let access = flags & OFlags::RWMODE;
-        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
+        let in_memory =
+            rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
         OpenFile {
             file,
             directory,
-            readable: access != OFlags::WRONLY,
-            writable: access != OFlags::RDONLY,
+            writable: flags & OFlags::RWMODE != OFlags::RDONLY,
             plain_writes: !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
             waiting: if in_memory { Waiting::Memory } else { Waiting::Never },
             position: Mutex::new(()),

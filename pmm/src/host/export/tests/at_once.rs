@@ -101,10 +101,12 @@ fn a_read_of_what_is_partly_on_the_disk_is_not_cut_short() {
     let mut client = Client::on(&folder);
     client.reach_open(1, "f", open::READ_ONLY);
     for _ in 0..20 {
-        // The first page alone stays in the page cache.
+        // The first page alone is in the page cache.
         let file = std::fs::File::open(&path).unwrap();
         file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 4096, None, rustix::fs::Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+        rustix::io::pread(&file, &mut [0][..], 0).unwrap();
         let message = Request::Read { fid: 1, offset: 0, count: LEN };
         if let Some((_, moved)) = ask(&client, message, &[memory.piece(0, LEN).unwrap()]) {
             assert_eq!(moved, LEN);
@@ -112,24 +114,32 @@ fn a_read_of_what_is_partly_on_the_disk_is_not_cut_short() {
     }
 }
 
-#[test]
-fn a_write_that_would_wait_is_left_to_a_worker_and_any_other_is_in_the_file() {
-    let folder = Folder::new();
+fn write(folder: &Folder) -> Option<(Vec<u8>, u32)> {
     folder.write("tree/f", "0123456789");
-    let mut client = Client::on(&folder);
+    let mut client = Client::on(folder);
     client.reach_open(1, "f", open::READ_WRITE);
     let memory = memory();
     memory.copy_out(2000, b"abc");
     memory.copy_out(1, b"d");
     memory.copy_out(1001, b"e");
     let message = Request::Write { fid: 1, offset: 4, count: Payload(5) };
-    let answer = ask(&client, message, &pieces(&memory, [3, 1, 1]));
-    if moves(&folder, "f", true) {
-        assert_eq!(answer, Some((head(Reply::Write { count: 5 }), 0)));
-        assert_eq!(folder.read("tree/f"), "0123abcde9");
-    } else {
-        assert_eq!((answer, folder.read("tree/f").as_str()), (None, "0123456789"));
-    }
+    ask(&client, message, &pieces(&memory, [3, 1, 1]))
+}
+
+#[test]
+fn a_write_to_a_file_that_is_memory_needs_no_worker() {
+    let folder = Folder::within(Path::new("/dev/shm"));
+    assert_eq!(write(&folder), Some((head(Reply::Write { count: 5 }), 0)));
+    assert_eq!(folder.read("tree/f"), "0123abcde9");
+}
+
+#[test]
+fn a_write_that_would_wait_is_left_to_a_worker() {
+    let folder = Folder::new();
+    folder.write("tree/f", "x");
+    let (moves, answer) = (moves(&folder, "f", true), write(&folder));
+    assert_eq!(answer.is_some(), moves);
+    assert_eq!(folder.read("tree/f"), if moves { "0123abcde9" } else { "0123456789" });
 }
 
 #[test]
@@ -168,7 +178,7 @@ fn whatever_must_be_refused_or_may_wait_is_left_to_a_worker() {
 
 #[test]
 fn no_write_at_once_where_it_would_be_refused_appended_or_waits_for_the_disk() {
-    let folder = Folder::new();
+    let folder = Folder::within(Path::new("/dev/shm"));
     folder.write("tree/f", "0123456789");
     let memory = memory();
     let data = pieces(&memory, [1, 2, 3]);
@@ -179,6 +189,10 @@ fn no_write_at_once_where_it_would_be_refused_appended_or_waits_for_the_disk() {
         let message = Request::Write { fid, offset: 0, count: Payload(6) };
         assert_eq!(ask(&client, message, &data), None, "{flags:#x}");
     }
+    let rules = Rules { read_only: true, ..Rules::default() };
+    let mut client = Client::with(&folder, rules);
+    client.reach_open(1, "f", open::READ_ONLY);
+    assert_eq!(ask(&client, Request::Write { fid: 1, offset: 0, count: Payload(6) }, &data), None);
     assert_eq!(folder.read("tree/f"), "0123456789");
 }
 
