@@ -376,6 +376,28 @@ fn what_a_killed_pmm_said_is_nothing_its_successor_said() {
 }
 
 #[test]
+fn what_a_killed_pmm_said_to_a_guest_that_did_not_know_its_address_is_nothing() {
+    let (m, harbor) = (region(), Harbor::default());
+    let (mut pmm, board) = (Pmm::start(m, &harbor), TestBoard::new(m));
+    let mut vsock = open(&board);
+    let link = vsock.link().clone();
+    for next in [false, true] {
+        if next {
+            harbor.ask(80);
+            pmm.service();
+            link.poll();
+            pmm = Pmm::start(m, &harbor);
+        }
+        for _ in 0..8 {
+            link.poll();
+            pmm.service();
+        }
+    }
+    vsock.poll();
+    assert_eq!((vsock.cid(), vsock.counters().malformed, vsock.counters().strays), (Ok(CID), 0, 0));
+}
+
+#[test]
 fn a_reboot_of_the_guest_ends_every_connection_of_the_host() {
     let mut world = World::new();
     let slots = [world.called().1, world.calls().1];

@@ -395,8 +395,10 @@ impl<'s, B: Board> Vsock<'s, B> {
             let next = if ended { queue.take_ready_of(self.start) } else { queue.take_ready() };
             let Some((block, len)) = next else { break };
             let at = queue.extent(block).at;
-            match parse(m, at, len, self.table.cid) {
-                Ok(packet) => self.table.packet(&packet, ended, &mut |skip, into| {
+            // While the address was not known, nothing could be addressed.
+            match self.is_up().then(|| parse(m, at, len, self.table.cid)).transpose() {
+                Ok(None) => {}
+                Ok(Some(packet)) => self.table.packet(&packet, ended, &mut |skip, into| {
                     m.copy_in(at.wrapping_add(HEADER as u32).wrapping_add(skip), into);
                 }),
                 Err(ports) => {
