@@ -5,6 +5,9 @@
 //!
 //! - [`rig`]: a directory, a PMM, a guest and a terminal at its console, each of which can be killed and started again.
 //! - [`pmm`], [`guest`], [`terminal`]: these parts. [`process`]: children that die with the test.
+//! - [`board`]: the test itself as a guest. [`slow`]: a file system that answers when it is told to.
+//!   [`tap`]: what becomes of a TAP's frames.
+//! - [`namespace`]: namespaces of a test's own.
 //! - [`proxy`]: a doorbell that merges, drops, doubles and delays, between a guest and a PMM.
 //! - [`traffic`]: numbered lines both ways, through restarts of anything.
 //! - [`tests`]: the tests, by name.
@@ -12,15 +15,22 @@
 //! Nothing here sleeps and hopes. A test waits for bytes, for a state that the PMM reports, or for the end of a
 //! process; a time is only a [`guard`], and its message names what did not happen.
 
+#[path = "../../guests/host-shell/src/bell.rs"]
+#[allow(dead_code)] // what only the shell asks it
+mod bell;
+pub mod board;
 pub mod dice;
 pub mod guard;
 pub mod guest;
 pub mod memory;
+pub mod namespace;
 pub mod net_guest;
 pub mod pmm;
 pub mod process;
 pub mod proxy;
 pub mod rig;
+pub mod slow;
+pub mod tap;
 pub mod terminal;
 pub mod tests;
 pub mod traffic;

@@ -3,27 +3,23 @@
 //!
 //! What it has done stands on its standard output, a line each, and a test waits for lines.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use hvl_frontend::adapter::smoltcp::Phy;
 use hvl_frontend::device::net::{MAX_FRAME, Net, NetStorage, Options};
-use hvl_frontend::{Board, Clock, Doorbell, Instant, Link, LinkStorage};
-use hvl_shared_abi::{Region, ShmRegion};
+use hvl_frontend::{Clock, Instant, Link, LinkStorage, Wait};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
 use smoltcp::socket::{dhcpv4, icmp, tcp};
 use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Cidr};
 
 use crate::CRC;
-use crate::terminal::wait;
+use crate::board::Process;
+use crate::guest::Place;
 
 /// Where HTTP is answered.
 const HTTP: u16 = 80;
@@ -45,7 +41,7 @@ pub struct NetGuest {
     base: u64,
     /// Bytes of it.
     #[arg(long, value_name = "N")]
-    size: u32,
+    size: u64,
     /// The socket at which it listens for its doorbell.
     #[arg(long, value_name = "PATH")]
     doorbell: PathBuf,
@@ -94,75 +90,6 @@ pub fn checksum(len: u64) -> u32 {
     digest.finalize()
 }
 
-/// This process as the frontend sees it.
-#[derive(Clone)]
-struct Process(Arc<Parts>);
-
-struct Parts {
-    region: Region,
-    place: ShmRegion,
-    bell: Mutex<Bell>,
-    start: time::Instant,
-}
-
-struct Bell {
-    listener: UnixListener,
-    peer: Option<UnixStream>,
-}
-
-impl Doorbell for Process {
-    fn ring(&self) {
-        let mut bell = self.0.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Err(error)) = bell.peer.as_mut().map(|peer| peer.write(&[1]))
-            && error.kind() != ErrorKind::WouldBlock
-        {
-            bell.peer = None;
-        }
-    }
-}
-
-impl Clock for Process {
-    fn now(&self) -> Instant {
-        Instant::from_micros(self.0.start.elapsed().as_micros() as u64 + 1)
-    }
-}
-
-impl Board for Process {
-    type Mem = Region;
-    fn mem(&self) -> &Region {
-        &self.0.region
-    }
-    fn region(&self) -> ShmRegion {
-        self.0.place
-    }
-}
-
-impl Process {
-    fn wait(&self, micros: Option<u64>) -> Result<()> {
-        let mut bell = self.0.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        let micros = micros.unwrap_or(1_000_000);
-        let timeout = time::Duration::from_micros(micros);
-        match &bell.peer {
-            Some(peer) => wait(&[peer.as_fd()], None, timeout)?,
-            None => wait(&[bell.listener.as_fd()], None, timeout)?,
-        };
-        let mut rings = [0; 256];
-        match bell.peer.as_mut().map(|peer| peer.read(&mut rings)) {
-            Some(Ok(1..)) => {}
-            Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {}
-            _ => {
-                bell.peer = bell.listener.accept().ok().map(|(peer, _)| peer);
-                if let Some(peer) = &mut bell.peer {
-                    peer.set_nonblocking(true)?;
-                    // What was rung for nobody.
-                    let _ = peer.write(&[1]);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Notes the longest frame that was received.
 struct Meter<'m, D> {
     device: D,
@@ -207,19 +134,10 @@ fn say(line: &str) {
     let _ = std::io::stdout().flush();
 }
 
-fn listen(doorbell: &Path) -> Result<UnixListener> {
-    let _ = std::fs::remove_file(doorbell);
-    let listener = UnixListener::bind(doorbell).with_context(|| format!("{}", doorbell.display()))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
 /// Runs until it is killed.
 pub fn run(guest: &NetGuest) -> Result<()> {
-    let region = crate::memory::map(&guest.memory, 0, guest.size)?;
-    let place = ShmRegion { base: guest.base, len: guest.size };
-    let bell = Mutex::new(Bell { listener: listen(&guest.doorbell)?, peer: None });
-    let process = Process(Arc::new(Parts { region, place, bell, start: time::Instant::now() }));
+    let place = Place { file: guest.memory.clone(), offset: 0, base: guest.base, size: guest.size };
+    let process = Process::open(&place, &guest.doorbell)?;
     let storage = LinkStorage::NEW;
     let mut card = Box::new(NetStorage::<64, 64>::NEW);
     let link = Link::attach(&storage, process.clone())?;
@@ -230,7 +148,7 @@ pub fn run(guest: &NetGuest) -> Result<()> {
         if let Ok(Some(mac)) = net.mac() {
             break mac;
         }
-        sleep(&process, &mut net, None)?;
+        sleep(&process, &mut net, None);
     };
     let (mut received, mut sent) = (vec![0; MAX_FRAME], vec![0; MAX_FRAME]);
     let mut longest = 0;
@@ -252,7 +170,7 @@ pub fn run(guest: &NetGuest) -> Result<()> {
         if busy || delay == Some(0) {
             continue;
         }
-        sleep(&process, phy.device.net(), delay)?;
+        sleep(&process, phy.device.net(), delay);
     }
 }
 
@@ -260,12 +178,12 @@ fn now(process: &Process) -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros(process.now().micros() as i64)
 }
 
-fn sleep(process: &Process, net: &mut Net<'_, Process>, delay: Option<u64>) -> Result<()> {
-    let deadline = match net.next_deadline() {
-        Some(Instant::UNKNOWN) => return Ok(()),
-        deadline => deadline.map(|deadline| deadline.since(process.now())),
-    };
-    process.wait([deadline, delay].into_iter().flatten().min())
+fn sleep(process: &Process, net: &mut Net<'_, Process>, delay: Option<u64>) {
+    let deadline = net.next_deadline();
+    if deadline != Some(Instant::UNKNOWN) {
+        let delay = delay.map(|micros| process.now().plus(micros));
+        process.wait_for_doorbell([deadline, delay].into_iter().flatten().min());
+    }
 }
 
 /// What is under way.

@@ -142,6 +142,21 @@ const TESTS: &[Test] = &[
         run: Run::EndToEnd,
     },
     Test {
+        name: "stuck-files",
+        about: "a read that the kernel holds holds up nothing else, also through a reboot of the guest",
+        run: Run::EndToEnd,
+    },
+    Test {
+        name: "stuck-sockets",
+        about: "a client that does not read holds up nothing else, also through a reboot of the guest",
+        run: Run::EndToEnd,
+    },
+    Test {
+        name: "stuck-tap",
+        about: "a TAP that is full holds up nothing else, also through a reboot of the guest",
+        run: Run::EndToEnd,
+    },
+    Test {
         name: "plain",
         about: "an OpenAMP front-end in a process, served through SIGKILLs of the pmm",
         run: Run::EndToEnd,

@@ -12,6 +12,7 @@ mod plain;
 mod restarts;
 mod several;
 mod sockets;
+mod stuck;
 mod transfer;
 
 use anyhow::Result;
@@ -80,6 +81,24 @@ pub const TESTS: &[Test] = &[
         about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
         board: false,
         run: net::user,
+    },
+    Test {
+        name: "stuck-files",
+        about: "a read that the kernel holds holds up nothing else, also through a reboot of the guest",
+        board: false,
+        run: stuck::files,
+    },
+    Test {
+        name: "stuck-sockets",
+        about: "a client that does not read holds up nothing else, also through a reboot of the guest",
+        board: false,
+        run: stuck::sockets,
+    },
+    Test {
+        name: "stuck-tap",
+        about: "a TAP that is full holds up nothing else, also through a reboot of the guest",
+        board: false,
+        run: stuck::tap,
     },
     Test {
         name: "plain",

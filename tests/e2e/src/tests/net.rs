@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::Tools;
 use crate::guard::Guard;
+use crate::namespace::{self, Namespace};
 use crate::net_guest::{checksum, pattern};
 use crate::pmm::Pmm;
 use crate::process::{self, Running};
 use crate::rig::directory;
-use crate::{Skipped, Tools};
 
 /// Seconds for anything here, on a busy machine.
 const LONG: u64 = 120;
@@ -218,79 +219,31 @@ pub fn joined(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test in a network namespace of its own, after `ip` was called with each of these `lines` there, or says why
-/// there cannot be one ([`Skipped`]). `within`: what the test is started through, there.
-fn in_namespace(tools: &Tools, name: &str, needs: &[&str], lines: &[&str], within: &[&str]) -> Result<()> {
-    for program in ["ip", "unshare"].iter().chain(needs) {
-        let paths = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&paths).any(|folder| folder.join(program).is_file()) {
-            bail!(Skipped(format!("there is no '{program}' on PATH")));
-        }
-    }
-    let root = rustix::process::geteuid().is_root();
-    let flags: &[&str] = if root { &["--net"] } else { &["--user", "--map-root-user", "--net"] };
-    let inside = |command: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare.args(flags).args(["sh", "-c", command]).stdout(Stdio::null()).stderr(Stdio::null());
-        unshare.status().is_ok_and(|status| status.success())
-    };
-    for (command, why) in [
-        ("ip link set lo up", "a network namespace cannot be made (rights?)"),
-        ("ip tuntap add dev hvl0 mode tap", "a TAP cannot be made in a network namespace (/dev/net/tun)"),
-        (&[within, &["true"]].concat().join(" "), "an ordinary user cannot be made in a network namespace"),
-    ] {
-        if !inside(command) {
-            bail!(Skipped(why.into()));
-        }
-    }
-    let prepare: String = lines.iter().map(|line| format!("ip {line} && ")).collect();
-    let mut command = process::command("unshare")?;
-    command.args(flags).args(["sh", "-c", &format!("{prepare}exec \"$@\""), "sh"]).args(within);
-    command.arg(std::env::current_exe()?).args(["run", name]);
-    command
-        .arg("--pmm")
-        .arg(&tools.pmm)
-        .arg("--host-shell")
-        .arg(&tools.host_shell)
-        .arg("--work")
-        .arg(tools.work.parent().context("a test's directory has no parent")?);
-    command.args(["--seed", &tools.seed.to_string(), "--percent", &tools.percent.to_string()]);
-    command.args(tools.firmware.iter().flat_map(|firmware| ["--firmware".as_ref(), firmware.as_os_str()]));
-    if !tools.emulator.is_empty() {
-        command.arg("--").args(&tools.emulator);
-    }
-    command.env(INSIDE, "1");
-    let mut child = Running::spawn(name, &mut command)?;
-    let code = child.end(&Guard::new(10 * LONG, name))?;
-    ensure!(code == Some(0), "{name} failed in its network namespace; see above");
-    Ok(())
-}
-
 /// Runs a test as an ordinary user, without a single right, in a network namespace of its own in which passt finds a
 /// network, with the guest's address 10.99.0.2 in it. `false`: the test has been run in it, from here.
 pub(super) fn is_where_passt_runs(tools: &Tools, name: &str) -> Result<bool> {
-    if std::env::var_os(INSIDE).is_some() {
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let none = status.lines().any(|line| line == "CapEff:\t0000000000000000");
-        ensure!(none && !rustix::process::geteuid().is_root(), "this is no ordinary user: {status}");
-        return Ok(true);
-    }
     let named = std::env::var_os("PMM_PASST").is_some_and(|path| Path::new(&path).is_file());
     let needs: &[&str] = if named { &["curl"] } else { &["curl", "passt"] };
-    // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.
-    let lines = [
-        "link set lo up",
-        "tuntap add dev out0 mode tap",
-        "address add 10.99.0.2/24 dev out0",
-        "link set out0 up",
-        "route add default via 10.99.0.1",
-    ];
-    let ordinary = ["unshare", "--user", "--map-user=1000", "--map-group=1000"];
-    in_namespace(tools, name, needs, &lines, &ordinary).map(|()| false)
+    const PLACE: Namespace = Namespace {
+        // Passt takes the guest's address from the interface with the default route. Nobody is behind this one.
+        prepare: &[
+            "ip link set lo up",
+            "ip tuntap add dev out0 mode tap",
+            "ip address add 10.99.0.2/24 dev out0",
+            "ip link set out0 up",
+            "ip route add default via 10.99.0.1",
+        ],
+        is_ordinary: true,
+        ..Namespace::NETWORK
+    };
+    if !namespace::is_entered(tools, name, &PLACE, needs)? {
+        return Ok(false);
+    }
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let none = status.lines().any(|line| line == "CapEff:\t0000000000000000");
+    ensure!(none && !rustix::process::geteuid().is_root(), "this is no ordinary user: {status}");
+    Ok(true)
 }
-
-/// Set where the test is in its namespace already.
-const INSIDE: &str = "HVL_E2E_INSIDE";
 
 fn ip(words: &str) -> Result<()> {
     let status = Command::new("ip").args(words.split(' ')).status().context("ip")?;
@@ -334,14 +287,17 @@ fn pour(address: &str, size: u64) -> Result<()> {
 
 /// A TAP: ping -f without loss, HTTP, and frames of 64 KiB where they were accepted.
 pub fn tap(tools: &Tools) -> Result<()> {
-    if std::env::var_os(INSIDE).is_none() {
-        let lines = [
-            "link set lo up",
-            "tuntap add dev hvl0 mode tap",
-            "address add 10.77.0.1/24 dev hvl0",
-            "link set hvl0 up",
-        ];
-        return in_namespace(tools, "net-tap", &["ping", "curl"], &lines, &[]);
+    const PLACE: Namespace = Namespace {
+        prepare: &[
+            "ip link set lo up",
+            "ip tuntap add dev hvl0 mode tap",
+            "ip address add 10.77.0.1/24 dev hvl0",
+            "ip link set hvl0 up",
+        ],
+        ..Namespace::NETWORK
+    };
+    if !namespace::is_entered(tools, "net-tap", &PLACE, &["ping", "curl"])? {
+        return Ok(());
     }
     let dir = directory(tools, "tap")?;
     let mut node = Node::new(tools, &dir, "tap", "mode=tap,tapif=hvl0,trans=mmio")?;
