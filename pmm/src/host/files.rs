@@ -11,11 +11,10 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use hvl_shared_abi::Piece;
-use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Parsed, REPLY_PREFIX, Reply, Request};
+use hvl_shared_abi::wire::p9::{Errno, Header, MAX_MSIZE, NO_TAG, Reply, Request};
 
 use super::export::{Export, Session};
-use super::{HostEnd, MessageServer, Shared};
+use super::{HostEnd, MessageServer, Shared, Transfer};
 use crate::device::p9::PENDING;
 use crate::observe::Waker;
 use crate::sys::Watches;
@@ -31,12 +30,7 @@ pub trait Conversation: Send + Sync {
     fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize);
 
     /// See [`MessageServer::at_once`]. The loop calls.
-    fn at_once(
-        &self,
-        _request: &Parsed<'_, Request<'_>>,
-        _data: &[Piece],
-        _answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
+    fn at_once(&self, _transfer: Transfer<'_>) -> Option<u32> {
         None
     }
 }
@@ -313,14 +307,9 @@ impl MessageServer for Files {
         true
     }
 
-    fn at_once(
-        &mut self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
+    fn at_once(&mut self, transfer: Transfer<'_>) -> Option<u32> {
         // No write overtakes a change of an earlier session: it needs an open file, and opening waits for those.
-        self.current.as_ref()?.at_once(request, data, answer)
+        self.current.as_ref()?.at_once(transfer)
     }
 
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
@@ -375,13 +364,8 @@ impl Conversation for Session {
     fn handle(&self, request: &[u8], answer: &mut Vec<u8>, room: usize) {
         self.reply_to(request, answer, room);
     }
-    fn at_once(
-        &self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
-        Session::at_once(self, request, data, answer)
+    fn at_once(&self, transfer: Transfer<'_>) -> Option<u32> {
+        Session::at_once(self, transfer)
     }
 }
 
@@ -404,13 +388,8 @@ impl<T: MessageServer + ?Sized> MessageServer for Shared<T> {
     fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
         self.get().submit(id, len, room, fill)
     }
-    fn at_once(
-        &mut self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
-        self.get().at_once(request, data, answer)
+    fn at_once(&mut self, transfer: Transfer<'_>) -> Option<u32> {
+        self.get().at_once(transfer)
     }
     fn answers(&mut self, take: &mut dyn FnMut(usize, &[u8])) {
         self.get().answers(take);

@@ -125,6 +125,17 @@ pub trait Entropy {
     fn fill(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
 }
 
+/// A read or a write whose data lies in the guest's memory, where a system call can move it.
+#[derive(Debug)]
+pub struct Transfer<'a> {
+    /// What is asked for, parsed without its payload.
+    pub request: Parsed<'a, Request<'a>>,
+    /// Where the data goes, at most as many bytes as a read asks for, or where it lies, all that is to be written.
+    pub data: &'a [Piece],
+    /// Where the head of the answer goes.
+    pub answer: &'a mut [u8; REPLY_PREFIX],
+}
+
 /// A server of messages that answers later: a file system may block, so it runs beside the event loop.
 ///
 /// The device numbers its requests; a number is used again once it was answered. What a server works on beside the loop
@@ -134,15 +145,10 @@ pub trait MessageServer {
     /// answer has `room` bytes at the most. `false` while there is no room for another: nothing was taken then.
     fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool;
 
-    /// Carries out a read or a write whose data is `data`, in the guest's memory, if that takes no waiting: on return
-    /// nothing more is moved. Writes the head of the answer and says how many bytes of `data` are the rest of it.
-    /// `None`: it is to be submitted; what is in `data` of a read then is no answer.
-    fn at_once(
-        &mut self,
-        _request: &Parsed<'_, Request<'_>>,
-        _data: &[Piece],
-        _answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
+    /// Carries out a read or a write if that takes no waiting: on return nothing more is moved. Writes the head of the
+    /// answer and says how many bytes of the data are the rest of it. `None`: it is to be submitted; what is in the data
+    /// of a read then is no answer.
+    fn at_once(&mut self, _transfer: Transfer<'_>) -> Option<u32> {
         None
     }
 

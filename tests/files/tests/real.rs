@@ -12,11 +12,8 @@ use hvl_files::{Guest, Pmm, Same, Wire};
 use hvl_frontend::Wait;
 use hvl_frontend::device::p9::{FileError, Files, PATH};
 use hvl_pmm::host::export::{Export, Rules, Session};
-use hvl_pmm::host::{Conversation, Conversations, Guests};
-use hvl_shared_abi::Piece;
-use hvl_shared_abi::wire::p9::{
-    Entries, Errno, GetLock, Lock, Parsed, REPLY_PREFIX, Request, SetAttr, lock, open, setattr,
-};
+use hvl_pmm::host::{Conversation, Conversations, Guests, Transfer};
+use hvl_shared_abi::wire::p9::{Entries, Errno, GetLock, Lock, Request, SetAttr, lock, open, setattr};
 
 /// A directory of one test, which goes with it, and a guest that may use it.
 struct World {
@@ -379,15 +376,9 @@ impl Conversation for Gated {
         self.session.reply_to(request, answer, room);
     }
 
-    fn at_once(
-        &self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
-        matches!(request.message, Request::Read { .. })
-            .then(|| self.session.at_once(request, data, answer))
-            .flatten()
+    fn at_once(&self, transfer: Transfer<'_>) -> Option<u32> {
+        let reads = matches!(transfer.request.message, Request::Read { .. });
+        reads.then(|| self.session.at_once(transfer)).flatten()
     }
 }
 

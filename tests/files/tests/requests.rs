@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use hvl_pmm::device::p9::{P9, PENDING};
-use hvl_pmm::host::MessageServer;
+use hvl_pmm::host::{MessageServer, Transfer};
 use hvl_pmm::link::{Link, LinkPlan, Member};
 use hvl_shared_abi::epoch::{DeviceState, DriverDevice, DriverHalf, PmmLook, driver_bell};
 use hvl_shared_abi::ring::split::{DeviceSlot, DriverRing, DriverSlot};
 use hvl_shared_abi::ring::{Segment, Used};
-use hvl_shared_abi::wire::p9::{MAX_MSIZE, Parsed, Payload, REPLY_PREFIX, Reply, Request, WRITE_PREFIX};
-use hvl_shared_abi::{Attribute, DeviceSpec, Features, Layout, Mem, Piece, Region, Window};
+use hvl_shared_abi::wire::p9::{MAX_MSIZE, Payload, Reply, Request, WRITE_PREFIX};
+use hvl_shared_abi::{Attribute, DeviceSpec, Features, Layout, Mem, Region, Window};
 
 const BASE: u64 = 0x3700_0000;
 const LEN: u32 = 0x40_0000;
@@ -59,12 +59,7 @@ impl MessageServer for Server {
             true
         })
     }
-    fn at_once(
-        &mut self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
+    fn at_once(&mut self, Transfer { request, data, answer }: Transfer<'_>) -> Option<u32> {
         let (m, most) = self.desk(|desk| desk.at_once)?;
         self.desk(|desk| desk.published.push(m.read16(desk.used + 2)));
         let places = data.iter().flat_map(|piece| {

@@ -15,7 +15,7 @@ use hvl_shared_abi::wire::p9::{
 use hvl_shared_abi::{DeviceId, Mem, Piece};
 
 use super::{BATCH, Device, Queues, Request};
-use crate::host::MessageServer;
+use crate::host::{MessageServer, Transfer};
 
 /// Buffers of one request at the most: a page each for the 512 KiB that Linux sends at once, and the headers.
 const SEGMENTS: usize = 136;
@@ -54,7 +54,8 @@ impl<S: MessageServer> P9<S> {
         let mut pieces = [Piece::EMPTY; SEGMENTS];
         let used = request.pieces(m, access, prefix as u32, count, &mut pieces)?;
         let mut answer = [0; REPLY_PREFIX];
-        let payload = self.server.at_once(&parsed, pieces.get(..used)?, &mut answer)?;
+        let transfer = Transfer { request: parsed, data: pieces.get(..used)?, answer: &mut answer };
+        let payload = self.server.at_once(transfer)?;
         request.write(m, &answer);
         request.filled(m, payload);
         Some(count.max(payload))

@@ -7,24 +7,19 @@
 use std::os::fd::AsFd;
 
 use hvl_shared_abi::Piece;
-use hvl_shared_abi::wire::p9::{Parsed, Payload, REPLY_PREFIX, Reply, Request, WRITE_PREFIX};
+use hvl_shared_abi::wire::p9::{Payload, REPLY_PREFIX, Reply, Request, WRITE_PREFIX};
 
 use super::data::position;
 use super::fid::OpenFile;
 use super::session::Session;
+use crate::host::Transfer;
 use crate::sys::pieces;
 
 impl Session {
-    /// Carries out a read into `data`, or a write of `data`, and writes the head of the answer; how many bytes of `data`
-    /// are the rest of the answer. `None`: it is somebody's who may wait.
-    ///
-    /// `request` was parsed without its payload. For a read, `data` has at most as many bytes as it asks for.
-    pub fn at_once(
-        &self,
-        request: &Parsed<'_, Request<'_>>,
-        data: &[Piece],
-        answer: &mut [u8; REPLY_PREFIX],
-    ) -> Option<u32> {
+    /// Carries out a read or a write and writes the head of the answer; how many bytes of the data are the rest of it.
+    /// `None`: it is somebody's who may wait.
+    pub fn at_once(&self, transfer: Transfer<'_>) -> Option<u32> {
+        let Transfer { request, data, answer } = transfer;
         let (fid, offset, prefix) = match request.message {
             Request::Read { fid, offset, .. } => (fid, offset, REPLY_PREFIX),
             Request::Write { fid, offset, .. } => (fid, offset, WRITE_PREFIX),

@@ -7,6 +7,7 @@ use hvl_shared_abi::{Attribute, Mem, Piece, Region};
 use rustix::io::ReadWriteFlags;
 
 use super::*;
+use crate::host::Transfer;
 
 const LEN: u32 = 0x4_0000;
 
@@ -30,8 +31,11 @@ fn text(memory: &Region, at: u32, len: usize) -> String {
 
 fn ask(client: &Client, message: Request<'_>, data: &[Piece]) -> Option<(Vec<u8>, u32)> {
     let mut answer = [0; REPLY_PREFIX];
-    let parsed = Parsed { tag: 7, message, payload: &[] };
-    client.session.at_once(&parsed, data, &mut answer).map(|moved| (answer.to_vec(), moved))
+    let request = Parsed { tag: 7, message, payload: &[] };
+    client
+        .session
+        .at_once(Transfer { request, data, answer: &mut answer })
+        .map(|moved| (answer.to_vec(), moved))
 }
 
 fn head(reply: Reply<'_>) -> Vec<u8> {
