@@ -25,6 +25,21 @@ fn open(board: &TestBoard, in_flight: InFlight) -> (TestLink, TestRng, TestConso
     (link, rng, console)
 }
 
+/// A board whose firmware and PMM have met.
+fn running() -> (TestBoard, TestLink, TestRng, TestConsole, Pmm) {
+    let board = TestBoard::new();
+    let (link, rng, console) = open(&board, InFlight::Resend);
+    let mut pmm = Pmm::start(&board);
+    settle(&mut pmm, &link);
+    (board, link, rng, console, pmm)
+}
+
+fn entropy_comes(rng: &mut Rng<'_, TestBoard>, pmm: &mut Pmm) {
+    assert!(rng.fill(&mut [0; 4]).is_err());
+    pmm.look();
+    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+}
+
 /// Both sides look in turn until everything runs.
 fn settle(pmm: &mut Pmm, link: &TestLink) {
     for _ in 0..4 {
@@ -57,10 +72,7 @@ fn calls_answer_link_down_until_a_pmm_is_there() {
 
 #[test]
 fn random_bytes_come_after_they_were_asked_for() {
-    let board = TestBoard::new();
-    let (link, mut rng, _console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (_board, _link, mut rng, _console, mut pmm) = running();
     let mut bytes = [0; 32];
     assert_eq!(rng.fill(&mut []), Ok(0));
     assert_eq!(rng.fill(&mut bytes), Err(FillError::WouldBlock));
@@ -110,10 +122,7 @@ fn the_console_carries_bytes_both_ways_and_says_what_is_acknowledged() {
 
 #[test]
 fn megabytes_pass_in_both_directions_in_order() {
-    let board = TestBoard::new();
-    let (link, _rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (_board, _link, _rng, mut console, mut pmm) = running();
     let data: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
     pmm.input.extend(&data);
     let (mut sent, mut received) = (0, Vec::new());
@@ -131,10 +140,7 @@ fn megabytes_pass_in_both_directions_in_order() {
 #[test]
 fn a_claim_is_written_in_place_and_sent_only_when_committed() {
     use std::fmt::Write;
-    let board = TestBoard::new();
-    let (link, _rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (_board, _link, _rng, mut console, mut pmm) = running();
     let mut claim = console.claim(1_000_000).unwrap();
     assert_eq!(claim.room(), 256);
     write!(claim, "the answer is {}", 42).unwrap();
@@ -158,10 +164,7 @@ fn a_claim_is_written_in_place_and_sent_only_when_committed() {
 
 #[test]
 fn a_full_queue_would_block_and_nothing_is_lost() {
-    let board = TestBoard::new();
-    let (link, _rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (_board, _link, _rng, mut console, mut pmm) = running();
     pmm.patience = 0;
     let data = [b'x'; 100_000];
     let n = console.write(&data).unwrap();
@@ -258,10 +261,7 @@ fn a_pmm_may_die_at_any_step_and_what_was_in_flight_is_dropped_and_counted() {
 
 #[test]
 fn what_was_received_before_the_pmm_died_is_read_after() {
-    let board = TestBoard::new();
-    let (link, _rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, link, _rng, mut console, mut pmm) = running();
     pmm.input.extend(b"before");
     pmm.look();
     drop(pmm);
@@ -297,10 +297,7 @@ fn a_firmware_that_reboots_says_hello_with_another_epoch() {
 
 #[test]
 fn a_pmm_that_comes_back_with_another_layout_is_driven_as_well() {
-    let board = TestBoard::new();
-    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, link, mut rng, mut console, mut pmm) = running();
     pmm.patience = 0;
     console.write(b"lost with the old pool").unwrap();
     let mut claim = console.claim(8).unwrap();
@@ -347,17 +344,12 @@ fn what_does_not_fit_is_said_and_costs_the_others_nothing() {
     let mut pmm = Pmm::start_for(&board, &[DeviceSpec::RNG], u32::MAX).unwrap();
     settle(&mut pmm, &link);
     assert_eq!(console.status(), Some(DeviceStatus::Missing));
-    assert!(rng.fill(&mut [0; 4]).is_err());
-    pmm.look();
-    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+    entropy_comes(&mut rng, &mut pmm);
 }
 
 #[test]
 fn a_faulty_device_is_reset_with_growing_pauses_and_the_other_one_runs_on() {
-    let board = TestBoard::new();
-    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, link, mut rng, mut console, mut pmm) = running();
     pmm.patience = 0;
     console.write(b"survives").unwrap();
     let mut pause = 1_000;
@@ -378,9 +370,7 @@ fn a_faulty_device_is_reset_with_growing_pauses_and_the_other_one_runs_on() {
     pmm.patience = 10;
     settle(&mut pmm, &link);
     assert_eq!(pmm.output, b"survives");
-    assert!(rng.fill(&mut [0; 4]).is_err());
-    pmm.look();
-    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+    entropy_comes(&mut rng, &mut pmm);
     assert_eq!(link.counters().faults, 5);
 }
 
@@ -404,17 +394,12 @@ fn refused_features_are_no_storm() {
         link.poll();
         pmm.look();
     }
-    assert!(rng.fill(&mut [0; 4]).is_err());
-    pmm.look();
-    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+    entropy_comes(&mut rng, &mut pmm);
 }
 
 #[test]
 fn sleep_is_safe_only_after_everything_was_looked_at() {
-    let board = TestBoard::new();
-    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, link, mut rng, mut console, mut pmm) = running();
     pmm.look();
     assert_eq!(link.next_deadline(), None, "idle: nothing but a doorbell wakes");
     // A doorbell between the look and the sleep.
@@ -471,10 +456,7 @@ fn a_caller_that_was_turned_away_is_told_what_came_while_another_call_was_made()
 
 #[test]
 fn the_pmm_is_told_that_a_bell_was_heard_only_when_every_task_that_sleeps_has_looked() {
-    let board = TestBoard::new();
-    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, _link, mut rng, mut console, mut pmm) = running();
     // Both tasks go to sleep; a bell may be lost for either.
     let _ = (rng.next_deadline(), console.next_deadline());
     pmm.half.ring(&board.mem);
@@ -516,10 +498,7 @@ fn what_the_pmm_answers_during_a_look_is_not_taken_for_looked_at() {
 
 #[test]
 fn a_task_that_is_busy_with_something_else_does_not_make_the_guest_look_dead() {
-    let board = TestBoard::new();
-    let (link, mut rng, mut console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, _link, mut rng, mut console, mut pmm) = running();
     // The entropy's task has what it wanted and waits for somebody else; it will look before it sleeps on the link.
     rng.poll();
     for round in 0..20 {
@@ -561,9 +540,7 @@ fn each_handle_brings_the_link_up_by_itself() {
         rng.poll();
         pmm.look();
     }
-    assert!(rng.fill(&mut [0; 4]).is_err());
-    pmm.look();
-    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+    entropy_comes(&mut rng, &mut pmm);
     assert_eq!(console.status(), Some(DeviceStatus::Down), "nobody has looked at it");
     for _ in 0..3 {
         console.poll();
@@ -586,10 +563,7 @@ fn each_handle_brings_the_link_up_by_itself() {
 
 #[test]
 fn a_kick_that_was_lost_is_made_again_after_a_second_and_then_less_often() {
-    let board = TestBoard::new();
-    let (link, mut rng, _console) = open(&board, InFlight::Resend);
-    let mut pmm = Pmm::start(&board);
-    settle(&mut pmm, &link);
+    let (board, link, mut rng, _console, mut pmm) = running();
     pmm.look();
     // A PMM that poisons its event index: the request is not rung for.
     let used = pmm.place(DeviceId::RNG, 0).used;
@@ -662,9 +636,7 @@ fn storage_on_the_stack_works_too() {
         link.poll();
         pmm.look();
     }
-    assert!(rng.fill(&mut [0; 4]).is_err());
-    pmm.look();
-    assert_eq!(rng.fill(&mut [0; 4]), Ok(4));
+    entropy_comes(&mut rng, &mut pmm);
 }
 
 #[test]
