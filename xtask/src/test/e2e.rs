@@ -31,9 +31,11 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
     let mut test = Command::new(programs.join("hvl-e2e"));
     test.args(["run", name]).arg("--work").arg(paths::run_dir("e2e"));
     test.arg("--pmm").arg(programs.join("pmm")).arg("--host-shell").arg(programs.join("host-shell"));
-    if let Some(firmware) = firmware {
+    if firmware.is_some() || name == "net-qemu" {
         let tools = context.tools()?;
-        test.arg("--firmware").arg(tools.toolchain.build(firmware)?);
+        if let Some(firmware) = firmware {
+            test.arg("--firmware").arg(tools.toolchain.build(firmware)?);
+        }
         let emulator = tools.emulator.command();
         test.arg("--").arg(emulator.get_program()).args(emulator.get_args());
     }

@@ -132,6 +132,11 @@ const TESTS: &[Test] = &[
         run: Run::EndToEnd,
     },
     Test {
+        name: "net-qemu",
+        about: "two links with a QEMU between them that has nothing but network back ends: ping, 16 MiB over TCP",
+        run: Run::EndToEnd,
+    },
+    Test {
         name: "net-tap",
         about: "a TAP in a network namespace: ping -f, HTTP, frames of 64 KiB",
         run: Run::EndToEnd,

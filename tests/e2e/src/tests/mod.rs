@@ -71,6 +71,12 @@ pub const TESTS: &[Test] = &[
         run: net::joined,
     },
     Test {
+        name: "net-qemu",
+        about: "two links with a QEMU between them that has nothing but network back ends: ping, 16 MiB over TCP",
+        board: true,
+        run: net::through_qemu,
+    },
+    Test {
         name: "net-tap",
         about: "a TAP in a network namespace: ping -f, HTTP, frames of 64 KiB",
         board: false,

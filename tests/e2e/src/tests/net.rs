@@ -152,38 +152,19 @@ pub fn joined(tools: &Tools) -> Result<()> {
     ];
     let size = tools.scaled(16) * MIB;
     let sent = format!("{size} {:08x}", checksum(size));
-    let count = tools.scaled(1000).to_string();
-    let plan =
-        ["--address", "10.0.0.1", "--ping", "10.0.0.2", "--count", &count, "--send", &size.to_string()];
+    let mib = size as f64 / MIB as f64;
 
     let mut one = Node::new(tools, &dir, "one", &ends[0])?;
     let mut two = Node::new(tools, &dir, "two", &ends[1])?;
     one.start_pmm()?;
     two.start_pmm()?;
-    two.start_guest(&["--address", "10.0.0.2", "--checksums"])?;
-    two.expect("address")?;
     one.host_end(|end| end.starts_with("peer connected"))?;
-    one.start_guest(&plan)?;
-    let start = Instant::now();
-    let pinged = one.expect("pinged")?;
-    ensure!(pinged == format!("{count} of {count}"), "echo requests were lost: {pinged}");
-    let (pings, start) = (start.elapsed(), Instant::now());
-    let answer = one.expect("sent")?;
-    ensure!(answer == sent, "sent {sent}, and the other side took {answer}");
-    let mib = size as f64 / MIB as f64;
-    println!(
-        "stream: {count} pings in {:.2} s, {mib:.0} MiB over TCP in {:.2} s",
-        pings.as_secs_f32(),
-        start.elapsed().as_secs_f32()
-    );
+    across(tools, "stream", &mut one, &mut two)?;
     drop((one, two));
 
     let (a, b) = (dir.join("a"), dir.join("b"));
-    let end = |local: &Path, peer: &Path| {
-        format!("mode=socket,dgram=unix:{},peer=unix:{}", local.display(), peer.display())
-    };
-    let mut one = Node::new(tools, &dir, "three", &end(&a, &b))?;
-    let mut two = Node::new(tools, &dir, "four", &end(&b, &a))?;
+    let mut one = Node::new(tools, &dir, "three", &datagrams(&a, &b))?;
+    let mut two = Node::new(tools, &dir, "four", &datagrams(&b, &a))?;
     one.start_pmm()?;
     two.start_pmm()?;
     two.start_guest(&["--address", "10.0.0.2"])?;
@@ -217,6 +198,88 @@ pub fn joined(tools: &Tools) -> Result<()> {
         "datagrams: {mib:.0} MiB over TCP through 4 deaths of a PMM (each started again in {back:?} ms)"
     );
     Ok(())
+}
+
+fn datagrams(local: &Path, peer: &Path) -> String {
+    format!("mode=socket,dgram=unix:{},peer=unix:{}", local.display(), peer.display())
+}
+
+/// Pings without loss, and 16 MiB over TCP, from the first guest to the second, whose PMMs run.
+fn across(tools: &Tools, what: &str, one: &mut Node, two: &mut Node) -> Result<()> {
+    let size = tools.scaled(16) * MIB;
+    let sent = format!("{size} {:08x}", checksum(size));
+    let count = tools.scaled(1000).to_string();
+    two.start_guest(&["--address", "10.0.0.2", "--checksums"])?;
+    two.expect("address")?;
+    let plan =
+        ["--address", "10.0.0.1", "--ping", "10.0.0.2", "--count", &count, "--send", &size.to_string()];
+    one.start_guest(&plan)?;
+    let start = Instant::now();
+    let pinged = one.expect("pinged")?;
+    ensure!(pinged == format!("{count} of {count}"), "{what}: echo requests were lost: {pinged}");
+    let (pings, start) = (start.elapsed(), Instant::now());
+    let answer = one.expect("sent")?;
+    ensure!(answer == sent, "{what}: sent {sent}, and the other side took {answer}");
+    println!(
+        "{what}: {count} pings in {:.2} s, {:.0} MiB over TCP in {:.2} s",
+        pings.as_secs_f32(),
+        size as f64 / MIB as f64,
+        start.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+/// A QEMU with no machine in it, but with two network back ends on a hub: what comes from one goes to the other.
+fn qemu(tools: &Tools, dir: &Path, ends: [String; 2]) -> Result<Running> {
+    let (program, arguments) = tools.emulator.split_first().context("this test needs the emulator")?;
+    let mut qemu = process::command(program)?;
+    qemu.args(arguments).args(["-M", "none", "-nodefaults", "-display", "none"]);
+    for (number, end) in ends.iter().enumerate() {
+        qemu.arg("-netdev").arg(end.replacen(',', &format!(",id=end{number},"), 1));
+        qemu.arg("-netdev").arg(format!("hubport,id=port{number},hubid=0,netdev=end{number}"));
+    }
+    Running::start("qemu", qemu, &dir.join("qemu.log"))
+}
+
+/// Two links with a QEMU between them, which knows nothing of them: by streams, of which each side takes one and makes
+/// one, and by datagrams.
+pub fn through_qemu(tools: &Tools) -> Result<()> {
+    let dir = directory(tools, "qemu")?;
+    let [a, b] = ["a", "b"].map(|name| dir.join(name));
+    let mut one = Node::new(tools, &dir, "one", &format!("mode=socket,stream=unix:{}", a.display()))?;
+    let mut two = Node::new(tools, &dir, "two", &format!("mode=socket,stream=unix:{},listen", b.display()))?;
+    one.start_pmm()?;
+    two.start_pmm()?;
+    let stream =
+        |role: &str, path: &Path| format!("stream,server={role},addr.type=unix,addr.path={}", path.display());
+    let mut between = qemu(tools, &dir, [stream("on", &a), stream("off", &b)])?;
+    one.host_end(|end| end.starts_with("peer connected"))?;
+    two.host_end(|end| end.starts_with("peer connected"))?;
+    across(tools, "streams", &mut one, &mut two)?;
+    between.check()?;
+    drop((one, two, between));
+
+    let [c, d, e, f] = ["c", "d", "e", "f"].map(|name| dir.join(name));
+    let mut one = Node::new(tools, &dir, "three", &datagrams(&c, &d))?;
+    let mut two = Node::new(tools, &dir, "four", &datagrams(&f, &e))?;
+    one.start_pmm()?;
+    two.start_pmm()?;
+    let dgram = |local: &Path, remote: &Path| {
+        format!(
+            "dgram,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            local.display(),
+            remote.display()
+        )
+    };
+    let mut between = qemu(tools, &dir, [dgram(&d, &c), dgram(&e, &f)])?;
+    let guard = Guard::new(LONG, "the emulator to open its sockets");
+    while !(d.exists() && e.exists()) {
+        between.check()?;
+        guard.left()?;
+        std::thread::yield_now();
+    }
+    across(tools, "datagrams", &mut one, &mut two)?;
+    between.check()
 }
 
 /// Runs a test as an ordinary user, without a single right, in a network namespace of its own in which passt finds a
