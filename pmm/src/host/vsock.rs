@@ -8,6 +8,9 @@
 //! Each connection has a room of its own for bytes that its client has not read; as much credit has the guest. It is
 //! made when the client first falls behind, once. So a slow client costs 64 KiB and holds up nobody.
 //!
+//! A packet is short, so as much as the guest has credit for is read from a socket at once, and waits in one place for all
+//! connections until the guest has buffers for it.
+//!
 //! The event loop's own list, made anew for each wait, would be a thousand entries long here. So this end has an epoll
 //! of its own, of which the loop watches one descriptor. It is edge-triggered: what the device has no use for at the
 //! moment does not wake anybody again.
@@ -34,6 +37,8 @@ use crate::unix::{Listener, connect};
 const MOST: usize = Multiplexer::MOST;
 /// Bytes on their way to a client at the most: the credit of the guest.
 const ROOM: usize = 64 << 10;
+/// Bytes that are read from a socket at once.
+const AHEAD: usize = 32 << 10;
 /// Longest line of a client, in bytes: `CONNECT 4294967295` and its end.
 const LINE: usize = 32;
 /// Clients accepted, and descriptors asked about, in one go.
@@ -62,6 +67,27 @@ enum State {
     Done,
 }
 
+/// Bytes that were read from the socket of one connection: those from `head` to `end`.
+#[derive(Debug)]
+struct Ahead {
+    slot: usize,
+    bytes: Box<[u8]>,
+    head: usize,
+    end: usize,
+}
+
+impl Ahead {
+    fn is_empty(&self) -> bool {
+        self.head == self.end
+    }
+    /// The bytes of this connection are not wanted any more.
+    fn forget(&mut self, slot: usize) {
+        if self.slot == slot {
+            self.head = self.end;
+        }
+    }
+}
+
 /// One connection.
 #[derive(Debug, Default)]
 struct Slot {
@@ -73,6 +99,8 @@ struct Slot {
     room: Option<Box<[u8]>>,
     head: usize,
     filled: usize,
+    /// The room is not empty, and the socket is to say when it takes more.
+    waits: bool,
     /// The guest sends no more, and the client will be told once it has everything.
     last: bool,
     released: bool,
@@ -82,8 +110,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Tells the client that the guest sends no more, if it has everything. Once, because the socket takes it for an event
-    /// of its own: told again at each event, it would never be idle.
+    /// Tells the client that the guest sends no more, if it has everything; once.
     fn pass_the_end(&mut self) {
         if self.filled == 0
             && let Some(socket) = &self.socket
@@ -102,6 +129,7 @@ pub struct Multiplexer {
     cid: u32,
     epoll: OwnedFd,
     slots: Vec<Slot>,
+    ahead: Ahead,
     free: Vec<usize>,
     /// Slots to which something has happened.
     news: VecDeque<usize>,
@@ -149,6 +177,7 @@ impl Multiplexer {
             cid: *cid,
             epoll,
             slots: (0..MOST).map(|_| Slot::default()).collect(),
+            ahead: Ahead { slot: 0, bytes: vec![0; AHEAD].into(), head: 0, end: 0 },
             free: (0..MOST).rev().collect(),
             news: VecDeque::with_capacity(MOST),
             deadlines: BTreeSet::new(),
@@ -169,9 +198,7 @@ impl Multiplexer {
         let index = self.free.pop()?;
         let slot = &mut self.slots[index];
         let generation = slot.generation.wrapping_add(1);
-        let data = epoll::EventData::new_u64(u64::from(generation) << 32 | index as u64);
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
-        let added = epoll::add(&self.epoll, &socket, data, flags | epoll::EventFlags::ET);
+        let added = epoll::add(&self.epoll, &socket, name(index, generation), QUIET);
         *slot = Slot { state, generation, ..Slot::default() };
         if added.is_err() {
             slot.state = State::Free;
@@ -185,6 +212,7 @@ impl Multiplexer {
     /// Closes the socket; the slot is free if the device has no say in it.
     fn unseat(&mut self, index: usize) {
         self.set_deadline(index, None);
+        self.ahead.forget(index);
         let slot = &mut self.slots[index];
         let owned = matches!(slot.state, State::Open | State::Lingering | State::Done) && !slot.released;
         // Closing takes it out of the epoll.
@@ -312,6 +340,16 @@ impl Multiplexer {
                 }
             }
         }
+        if slot.filled == 0 {
+            // In one piece, as long as the client keeps up.
+            slot.head = 0;
+        }
+        // A socket that takes everything would wake this end each time that its client reads.
+        let waits = slot.filled != 0;
+        if waits != std::mem::replace(&mut slot.waits, waits) {
+            let flags = if waits { QUIET | epoll::EventFlags::OUT } else { QUIET };
+            broken |= epoll::modify(&self.epoll, socket, name(index, slot.generation), flags).is_err();
+        }
         slot.pass_the_end();
         let moved = before - slot.filled;
         if broken {
@@ -330,6 +368,24 @@ impl Multiplexer {
                 _ => self.unseat(index),
             }
         }
+    }
+}
+
+/// What a socket tells of whose slot has nothing for it.
+const QUIET: epoll::EventFlags =
+    epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
+
+/// What the epoll calls a connection.
+fn name(index: usize, generation: u32) -> epoll::EventData {
+    epoll::EventData::new_u64(u64::from(generation) << 32 | index as u64)
+}
+
+/// Reads from a socket into room that there is.
+fn take(socket: &UnixStream, into: &mut [u8]) -> Result<usize, EndError> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut *into)) {
+        Ok(count) if count != 0 => Ok(count),
+        Err(Errno::AGAIN) => Err(EndError::WouldBlock),
+        _ => Err(EndError::Closed),
     }
 }
 
@@ -395,16 +451,24 @@ impl Sockets for Multiplexer {
         }
     }
 
-    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
+    fn read(&mut self, slot: usize, into: &mut [u8], credit: usize) -> Result<usize, EndError> {
         let Some(socket) = &self.slots[slot].socket else { return Err(EndError::Closed) };
         if into.is_empty() {
             return Ok(0);
         }
-        match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut *into)) {
-            Ok(count) if count != 0 => Ok(count),
-            Err(Errno::AGAIN) => Err(EndError::WouldBlock),
-            _ => Err(EndError::Closed),
+        let ahead = &mut self.ahead;
+        if ahead.is_empty() && into.len() < credit {
+            let count = take(socket, &mut ahead.bytes[..credit.min(AHEAD)])?;
+            (ahead.slot, ahead.head, ahead.end) = (slot, 0, count);
         }
+        if ahead.is_empty() || ahead.slot != slot {
+            return take(socket, into);
+        }
+        let part = &ahead.bytes[ahead.head..ahead.end];
+        let count = part.len().min(into.len());
+        into[..count].copy_from_slice(&part[..count]);
+        ahead.head += count;
+        Ok(count)
     }
 
     fn put(&mut self, slot: usize, len: usize, mut fill: impl FnMut(&mut [u8]) -> usize) -> usize {
@@ -430,10 +494,11 @@ impl Sockets for Multiplexer {
     }
 
     fn shut_down(&mut self, slot: usize, ends: Shutdown) {
-        if ends.receive
-            && let Some(socket) = &self.slots[slot].socket
-        {
-            let _ = socket.shutdown(std::net::Shutdown::Read);
+        if ends.receive {
+            self.ahead.forget(slot);
+            if let Some(socket) = &self.slots[slot].socket {
+                let _ = socket.shutdown(std::net::Shutdown::Read);
+            }
         }
         self.slots[slot].last = ends.send;
         self.slots[slot].pass_the_end();
@@ -551,8 +616,8 @@ impl Sockets for Shared<Multiplexer> {
     fn grant(&mut self, slot: usize, port: u32) {
         self.get().grant(slot, port);
     }
-    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
-        self.get().read(slot, into)
+    fn read(&mut self, slot: usize, into: &mut [u8], credit: usize) -> Result<usize, EndError> {
+        self.get().read(slot, into, credit)
     }
     fn put(&mut self, slot: usize, len: usize, fill: impl FnMut(&mut [u8]) -> usize) -> usize {
         self.get().put(slot, len, fill)

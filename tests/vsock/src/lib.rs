@@ -176,7 +176,7 @@ impl Sockets for Harbor {
     fn grant(&mut self, slot: usize, port: u32) {
         self.at(slot, |berth| berth.granted = Some(port));
     }
-    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
+    fn read(&mut self, slot: usize, into: &mut [u8], _credit: usize) -> Result<usize, EndError> {
         self.at(slot, |berth| {
             let count = into.len().min(berth.input.len());
             for (to, from) in into.iter_mut().zip(berth.input.drain(..count)) {

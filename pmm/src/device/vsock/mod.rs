@@ -73,12 +73,13 @@ pub trait Sockets {
     fn connect(&mut self, port: u32) -> Option<usize>;
     /// Tells a client that the guest has granted its connection, and from which port of the host it comes.
     fn grant(&mut self, slot: usize, port: u32);
-    /// Reads from a socket, as [`ByteEnd::read`](crate::host::ByteEnd::read).
+    /// Reads from a socket, as [`ByteEnd::read`](crate::host::ByteEnd::read). The guest has room for `credit` bytes: up
+    /// to as many may be taken from the socket at once, and kept for the calls that follow.
     ///
     /// # Errors
     ///
     /// [`EndError::Closed`]: there will be nothing more.
-    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError>;
+    fn read(&mut self, slot: usize, into: &mut [u8], credit: usize) -> Result<usize, EndError>;
     /// Appends `len` bytes to what is on its way to a socket: calls `fill` with one stretch of the free room after the
     /// other, until it answers 0 or that many are there. Returns how many.
     fn put(&mut self, slot: usize, len: usize, fill: impl FnMut(&mut [u8]) -> usize) -> usize;
@@ -439,8 +440,9 @@ impl<E: Sockets, T: AsMut<[Connection]>> Vsock<E, T> {
             return Some((Op::Response, 0));
         }
         if connection.may_read() {
-            let most = into.len().min(connection.credit.may_send() as usize);
-            match self.end.read(slot, into.get_mut(..most).unwrap_or(&mut [])) {
+            let credit = connection.credit.may_send() as usize;
+            let most = into.len().min(credit);
+            match self.end.read(slot, into.get_mut(..most).unwrap_or(&mut []), credit) {
                 Ok(count) if count != 0 => return Some((Op::Data, count.min(most) as u32)),
                 Ok(_) | Err(EndError::WouldBlock) => connection.readable = false,
                 Err(EndError::Closed) => connection.host_ended(Shutdown { receive: false, send: true }),

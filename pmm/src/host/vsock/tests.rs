@@ -40,9 +40,8 @@ impl Bench {
     fn asked(&mut self, line: &[u8]) -> (UnixStream, usize) {
         let mut client = self.client();
         client.write_all(line).unwrap();
-        let (slot, what) = self.news();
-        assert!(what.asked.is_some());
-        (client, slot)
+        let asked = (0..100).map(|_| self.news()).find(|(_, what)| what.asked.is_some());
+        (client, asked.expect("a client's line among 100 news").0)
     }
     /// Nothing is left to look at, so the loop would sleep.
     fn is_idle(&mut self) {
@@ -77,9 +76,9 @@ fn a_client_says_its_port_in_one_piece_or_many_and_what_follows_is_for_the_guest
     client.read_exact(&mut line).unwrap();
     assert_eq!(&line, b"OK 77\n");
     let mut into = [0; 16];
-    assert_eq!(bench.end.read(slot, &mut into), Ok(5));
+    assert_eq!(bench.end.read(slot, &mut into, 1000), Ok(5));
     assert_eq!(&into[..5], b"hello");
-    assert_eq!(bench.end.read(slot, &mut into), Err(EndError::WouldBlock));
+    assert_eq!(bench.end.read(slot, &mut into, 1000), Err(EndError::WouldBlock));
 
     let mut slow = bench.client();
     for part in [&b"con"[..], b"nect 4294", b"967294\r\n"] {
@@ -153,10 +152,10 @@ fn a_slow_client_gets_everything_in_order_and_half_closes_pass() {
     // The other direction goes on.
     client.write_all(b"still here").unwrap();
     assert!(bench.news().1.readable);
-    assert_eq!(bench.end.read(slot, &mut buffer), Ok(10));
+    assert_eq!(bench.end.read(slot, &mut buffer, 1000), Ok(10));
     drop(client);
     assert!(bench.news().1.hung_up);
-    assert_eq!(bench.end.read(slot, &mut buffer), Err(EndError::Closed));
+    assert_eq!(bench.end.read(slot, &mut buffer, 1000), Err(EndError::Closed));
 }
 
 #[test]
@@ -204,7 +203,7 @@ fn the_guests_calls_reach_who_listens_behind_the_port() {
     let (mut served, _) = listener.accept().unwrap();
     served.write_all(b"x").unwrap();
     while !bench.news().1.readable {}
-    assert_eq!(bench.end.read(slot, &mut [0; 4]), Ok(1));
+    assert_eq!(bench.end.read(slot, &mut [0; 4], 1000), Ok(1));
     bench.end.close_all();
     bench.is_closed(served);
     std::fs::remove_file(path).unwrap();
@@ -227,4 +226,71 @@ fn without_a_guest_clients_wait_and_with_all_slots_taken_too() {
     assert!(bench.end.next().is_none());
     bench.end.free = taken;
     assert_eq!(bench.news().1.asked, Some(6));
+}
+
+#[test]
+fn what_is_read_ahead_is_within_the_credit_in_order_and_nobody_elses() {
+    let mut bench = Bench::new("ahead");
+    let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+    let (mut other, second) = bench.asked(b"CONNECT 2\n");
+    client.write_all(b"0123456789").unwrap();
+    other.write_all(b"other").unwrap();
+    let mut into = [0; 4];
+    assert_eq!(bench.end.read(slot, &mut into, 6), Ok(4));
+    assert_eq!(&into, b"0123");
+    let left = |bench: &Bench, slot: usize| {
+        let socket = bench.end.slots[slot].socket.as_ref().unwrap();
+        rustix::net::recv(socket, &mut [0; 16], RecvFlags::PEEK).unwrap().0
+    };
+    assert_eq!(left(&bench, slot), 4, "what the guest has no room for stays in the socket");
+    assert_eq!(bench.end.read(second, &mut into, 100), Ok(4));
+    assert_eq!((&into, left(&bench, second)), (b"othe", 1), "there is one place");
+    assert_eq!(bench.end.read(slot, &mut into, 2), Ok(2));
+    assert_eq!(&into[..2], b"45");
+    drop(client);
+    assert_eq!(bench.end.read(slot, &mut into[..1], 100), Ok(1));
+    // The rest lies ahead, of a connection that ends.
+    bench.end.finish(slot, true);
+    bench.end.release(slot);
+    let (mut next, again) = bench.asked(b"CONNECT 3\n");
+    assert_eq!(again, slot);
+    next.write_all(b"new").unwrap();
+    assert_eq!(bench.end.read(slot, &mut into, 100), Ok(3));
+    assert_eq!(&into[..3], b"new");
+    assert_eq!(bench.end.read(second, &mut into, 100), Ok(1));
+    // Nor does one whose guest reads no more keep the place.
+    next.write_all(b"12345").unwrap();
+    assert_eq!(bench.end.read(slot, &mut into, 100), Ok(4));
+    bench.end.shut_down(slot, Shutdown { receive: true, send: false });
+    other.write_all(b"67890").unwrap();
+    assert_eq!(bench.end.read(second, &mut into, 100), Ok(4));
+    assert_eq!(bench.end.read(second, &mut into, 100), Ok(1));
+}
+
+#[test]
+fn a_client_that_keeps_up_wakes_nobody_when_it_reads() {
+    let mut bench = Bench::new("keeps-up");
+    let (mut client, slot) = bench.asked(b"CONNECT 1\n");
+    let mut bytes = vec![0; ROOM];
+    for _ in 0..3 {
+        assert_eq!(bench.end.put(slot, 100, |part| part.len()), 100);
+        assert_eq!(bench.end.flush(slot), 100);
+        bench.is_idle();
+        client.read_exact(&mut bytes[..100]).unwrap();
+        let mut watches = Watches::default();
+        bench.end.watch(&mut watches);
+        assert_eq!(watches.wait(Some(0)), 0, "there is nothing to look at");
+        // One that falls behind does, once, and then no more.
+        let (mut put, mut drained) = (0, 0);
+        while put - drained < ROOM {
+            put += bench.end.put(slot, ROOM, |part| part.len());
+            drained += bench.end.flush(slot) as usize;
+        }
+        let mut got = 0;
+        while got < put {
+            got += client.read(&mut bytes).unwrap();
+            bench.end.progress(bench.now);
+        }
+        assert_eq!(bench.news().1.drained as usize, put - drained);
+    }
 }

@@ -417,7 +417,7 @@ impl Sockets for Pier {
     fn grant(&mut self, slot: usize, _port: u32) {
         self.with(|harbor, _| harbor.berth(slot).granted = true);
     }
-    fn read(&mut self, slot: usize, into: &mut [u8]) -> Result<usize, EndError> {
+    fn read(&mut self, slot: usize, into: &mut [u8], _credit: usize) -> Result<usize, EndError> {
         self.with(|harbor, now| harbor.read(slot, now, into))
     }
     fn put(&mut self, slot: usize, len: usize, mut fill: impl FnMut(&mut [u8]) -> usize) -> usize {
