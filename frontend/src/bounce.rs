@@ -208,7 +208,7 @@ pub(crate) struct Queue<'s> {
     /// Entries that there is storage for.
     entries: u16,
     kind: Kind,
-    /// Most blocks to make of the pool.
+    /// Most blocks to make of the pool; no more than entries.
     most: u16,
     /// Where the blocks lie: `count` of `block` bytes from `at`.
     at: u32,
@@ -266,12 +266,13 @@ impl<'s> Queue<'s> {
     /// A queue with this storage, of which at most `most` blocks are made of the pool.
     fn new(storage: QueueSlices<'s>, kind: Kind, most: u16) -> Queue<'s> {
         let entries = storage.slots.len().min(storage.buffers.len());
+        let entries = u16::try_from(entries).unwrap_or(u16::MAX);
         Queue {
             ring: DriverRing::idle(storage.slots),
             buffers: storage.buffers,
-            entries: u16::try_from(entries).unwrap_or(u16::MAX),
+            entries,
             kind,
-            most,
+            most: most.min(entries),
             at: 0,
             block: 0,
             count: 0,
@@ -291,6 +292,10 @@ impl<'s> Queue<'s> {
 
     // --- sessions ---------------------------------------------------------------------------------------------------
 
+    /// Most blocks to make of its share of the pool.
+    pub fn most(&self) -> u32 {
+        self.most.into()
+    }
     /// Takes the place that a PMM published (checked), and its share of the device's pool. Blocks that are lost
     /// because the pool has moved are counted at the next [`Queue::start`].
     #[inline(never)]

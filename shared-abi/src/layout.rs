@@ -44,8 +44,9 @@ impl DeviceSpec {
     /// A network card: queues of 64, a pool of 256 KiB, which makes blocks of 2 KiB: a frame of 1,514 bytes and its
     /// header fit in one.
     pub const NET: DeviceSpec = DeviceSpec { id: DeviceId::NET, queues: [64, 64, 0, 0], pool: 0x4_0000 };
-    /// Sockets: queues of 32 for data and 8 for events, a pool of 96 KiB, which makes blocks of 1 KiB for data.
-    pub const VSOCK: DeviceSpec = DeviceSpec { id: DeviceId::VSOCK, queues: [32, 32, 8, 0], pool: 0x1_8000 };
+    /// Sockets: queues of 32 for data and 8 for events, a pool of 144 KiB, which makes blocks of 2 KiB: 64 KiB each way,
+    /// as much as a connection has credit for.
+    pub const VSOCK: DeviceSpec = DeviceSpec { id: DeviceId::VSOCK, queues: [32, 32, 8, 0], pool: 0x2_4000 };
     /// Files: a queue of 16, a pool of 256 KiB, which makes 64 KiB each for four requests with their answers.
     pub const P9: DeviceSpec = DeviceSpec { id: DeviceId::P9, queues: [16, 0, 0, 0], pool: 0x4_0000 };
     const NONE: DeviceSpec = DeviceSpec { id: DeviceId::NONE, queues: [0; MAX_QUEUES], pool: 0 };

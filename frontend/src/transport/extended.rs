@@ -327,21 +327,18 @@ impl<'s> Cell<'s> {
         let common = Features::VERSION_1 | Features::EVENT_IDX | Features::ORDER_PLATFORM;
         self.accepted = offered & (common | Features::from_bits_retain(self.wanted));
         let base = link.board().region().base;
-        let mut share = share(entry.pool, self.queues.iter_mut().filter_map(Room::queue).count() as u32);
+        let blocks = self.queues.iter_mut().filter_map(Room::queue).map(|queue| queue.most()).sum();
+        let mut at = entry.pool.at.checked_next_multiple_of(LINE).unwrap_or(u32::MAX);
+        // As much for each block of any queue, in whole lines: a short queue does not take what a long one lacks.
+        let each = entry.pool.end().saturating_sub(at).checked_div(blocks).unwrap_or(0);
         for (queue, place) in self.queues.iter_mut().filter_map(Room::queue).zip(&entry.queues) {
             if place.size == 0 {
                 return Err(Unfit::QueuesMissing);
             }
-            queue.place(place, base, share)?;
-            share.at = share.end();
+            let len = each.wrapping_mul(queue.most()) & !LINE.wrapping_sub(1);
+            queue.place(place, base, Extent { at, len })?;
+            at = at.wrapping_add(len);
         }
         Ok(())
     }
-}
-
-/// The first queue's share of a pool: whole lines, as many for each.
-fn share(pool: Extent, queues: u32) -> Extent {
-    let at = pool.at.checked_next_multiple_of(LINE).unwrap_or(u32::MAX);
-    let len = pool.end().saturating_sub(at).checked_div(queues).unwrap_or(0);
-    Extent { at, len: len & !LINE.wrapping_sub(1) }
 }

@@ -170,7 +170,7 @@ pub struct LinkOptions {
     #[arg(long, value_name = "N", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_queue: Option<Number>,
-    /// Bytes of the region in which its driver keeps packets [default: 96K]
+    /// Bytes of the region in which its driver keeps packets [default: 144K]
     #[arg(long, value_name = "N", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_pool: Option<Number>,
