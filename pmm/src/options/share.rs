@@ -9,7 +9,7 @@ use clap::Args;
 use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE};
 
 use super::cli::{LogLevel, LogOptions};
-use super::value::{BadValue, Number, socket_path};
+use super::value::{BadValue, Number, Owners, socket_path};
 use crate::failure::{Failure, misuse};
 use crate::host::export::Ids;
 
@@ -65,27 +65,6 @@ impl fmt::Display for Listen {
     }
 }
 
-/// Who is shown as the owner of everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Squash(Ids);
-
-impl FromStr for Squash {
-    type Err = BadValue;
-
-    fn from_str(text: &str) -> Result<Squash, BadValue> {
-        if text.is_empty() {
-            return Ok(Squash(Ids::squash()));
-        }
-        let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
-        match text.split_once(':').map(|(uid, gid)| (number(uid), number(gid))) {
-            Some((Some(uid), Some(gid))) => Ok(Squash(Ids::Squash { uid, gid })),
-            _ => Err(BadValue(
-                "write the numbers of a user and a group, as --squash=0:0, or --squash alone".into(),
-            )),
-        }
-    }
-}
-
 pub(super) const SHARE_HELP: &str = "\
 No name, symbolic link or race leads a client out of DIR; it opens nothing but regular files and directories, and gives
 no file the rights of its owner. 9P knows no passwords: whoever reaches the socket has what this user has in DIR.
@@ -114,8 +93,11 @@ pub(super) struct ShareArgs {
     msize: Number,
     /// Show every file as UID's and GID's, by default this user's; what clients make is this user's, and owners stay
     /// [default: owners are shown as they are and changed as far as this user may]
-    #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    squash: Option<Squash>,
+    #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = Owners::squash)]
+    squash: Option<Owners>,
+    /// Clients' users and groups from CLIENT on are this host's from HOST on, COUNT of them; others are nobody's
+    #[arg(long, value_name = "CLIENT:HOST:COUNT", value_parser = Owners::map, conflicts_with = "squash")]
+    map: Option<Owners>,
     /// The least severe message that is logged [default: info]
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<LogLevel>,
@@ -140,7 +122,7 @@ impl ShareArgs {
             listen: self.listen,
             read_only: self.ro,
             msize,
-            ids: self.squash.map_or(Ids::Pass, |Squash(ids)| ids),
+            ids: self.squash.or(self.map).unwrap_or_default().ids(),
             log: LogOptions { level: self.log_level.unwrap_or_default(), json: self.log_json },
         })
     }
@@ -171,6 +153,8 @@ mod tests {
         assert_eq!((all.read_only, all.msize, all.ids), (true, 65_536, Ids::Squash { uid: 7, gid: 8 }));
         assert_eq!(all.listen.to_string(), "tcp:[::1]:0");
         assert_eq!(share("--listen unix:x --squash d").unwrap().ids, Ids::squash());
+        let map = Ids::Map { inside: 0, outside: 100_000, count: 65_536 };
+        assert_eq!(share("--listen unix:x --map 0:100000:65536 d").unwrap().ids, map);
     }
 
     #[test]
@@ -184,8 +168,10 @@ mod tests {
             ("d --listen tcp:127.0.0.1", "ADDRESS:PORT"),
             ("d --listen unix:x --msize 4095", "4096 to 1048576"),
             ("d --listen unix:x --msize 2M", "4096 to 1048576"),
-            ("d --listen unix:x --squash=me", "--squash=0:0"),
-            ("d --listen unix:x --squash=1:4294967295", "--squash=0:0"),
+            ("d --listen unix:x --squash=me", "squash=0:0"),
+            ("d --listen unix:x --squash=1:4294967295", "squash=0:0"),
+            ("d --listen unix:x --map 0:1", "map=0:100000:65536"),
+            ("d --listen unix:x --map 0:1:1 --squash", "--squash"),
         ] {
             let text = share(line).unwrap_err();
             assert!(text.contains(part) && !text.contains('\n'), "{line}: {text}");

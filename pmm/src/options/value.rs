@@ -9,6 +9,8 @@ use hvl_shared_abi::wire::p9::MAX_MOUNT_TAG;
 use hvl_shared_abi::wire::vsock::{MAX_GUEST_CID, MIN_GUEST_CID};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::host::export::Ids;
+
 /// What is wrong with a value and what to write instead; the caller adds the option and the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue(pub String);
@@ -247,32 +249,117 @@ pub struct SharedDirectory {
     pub tag: String,
     /// Whether the guest may change nothing.
     pub read_only: bool,
-    /// Whether every file appears to belong to whoever runs this program, and owners cannot be changed.
-    pub squash: bool,
+    /// Whose files are whose.
+    pub owners: Owners,
+}
+
+/// Whose files are whose in a directory that others see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owners {
+    /// As on this host.
+    #[default]
+    Pass,
+    /// Every file appears to belong to one user and group, of whoever runs this program if nobody is named, and owners
+    /// cannot be changed.
+    Squash(Option<(u32, u32)>),
+    /// See [`Ids::Map`].
+    Map {
+        /// The first user and group of who sees the directory.
+        inside: u32,
+        /// This host's first.
+        outside: u32,
+        /// How many.
+        count: u32,
+    },
+}
+
+impl Owners {
+    /// Who that is.
+    pub fn ids(self) -> Ids {
+        match self {
+            Owners::Pass => Ids::Pass,
+            Owners::Squash(None) => Ids::squash(),
+            Owners::Squash(Some((uid, gid))) => Ids::Squash { uid, gid },
+            Owners::Map { inside, outside, count } => Ids::Map { inside, outside, count },
+        }
+    }
+
+    /// Numbers between colons, none of which is the one that stands for nobody.
+    fn numbers<const N: usize>(text: &str) -> Option<[u32; N]> {
+        let mut numbers = [0; N];
+        let mut words = text.split(':');
+        for number in &mut numbers {
+            *number = words.next()?.parse().ok().filter(|id| *id != u32::MAX)?;
+        }
+        words.next().is_none().then_some(numbers)
+    }
+
+    /// `UID:GID`, or nothing.
+    pub fn squash(text: &str) -> Result<Owners, BadValue> {
+        match Owners::numbers(text) {
+            Some([uid, gid]) => Ok(Owners::Squash(Some((uid, gid)))),
+            None if text.is_empty() => Ok(Owners::Squash(None)),
+            None => Err(BadValue(
+                "write the numbers of a user and a group, as squash=0:0, or squash alone".into(),
+            )),
+        }
+    }
+
+    /// `GUEST:HOST:COUNT`.
+    pub fn map(text: &str) -> Result<Owners, BadValue> {
+        match Owners::numbers(text) {
+            // The last of each is a number that somebody may have.
+            Some([inside, outside, count])
+                if count != 0
+                    && inside.checked_add(count).is_some() && outside.checked_add(count).is_some() =>
+            {
+                Ok(Owners::Map { inside, outside, count })
+            }
+            _ => Err(BadValue(
+                "write the first number of the guest's users and groups, this host's that it is, and how many, as map=0:100000:65536".into(),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Owners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owners::Pass => Ok(()),
+            Owners::Squash(None) => f.write_str(",squash"),
+            Owners::Squash(Some((uid, gid))) => write!(f, ",squash={uid}:{gid}"),
+            Owners::Map { inside, outside, count } => write!(f, ",map={inside}:{outside}:{count}"),
+        }
+    }
 }
 
 impl FromStr for SharedDirectory {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<SharedDirectory, BadValue> {
-        let (mut rest, mut read_only, mut squash) = (text, false, false);
-        loop {
-            rest = if let Some(before) = rest.strip_suffix(",ro") {
-                read_only = true;
-                before
-            } else if let Some(before) = rest.strip_suffix(",squash") {
-                squash = true;
-                before
-            } else {
-                break;
+        let (mut rest, mut read_only, mut owners) = (text, false, None);
+        while let Some((before, word)) = rest.rsplit_once(',') {
+            let said = match word.split_once('=').unwrap_or((word, "")) {
+                ("ro", "") => {
+                    read_only = true;
+                    None
+                }
+                ("squash", who) => Some(Owners::squash(who)?),
+                ("map", which) => Some(Owners::map(which)?),
+                _ => break,
             };
+            if owners.is_some() && said.is_some() {
+                return Err(BadValue("squash or map is said once, and not both".into()));
+            }
+            owners = owners.or(said);
+            rest = before;
         }
         // The tag cannot hold a comma, so the directory may.
         let (path, tag) = match rest.rsplit_once(',') {
             Some((path, tag)) if !path.is_empty() && !tag.is_empty() => (path, tag),
             _ => {
                 return Err(BadValue(
-                    "write DIR,TAG, with ,ro or ,squash behind it if you like: a directory, and what the guest calls it".into(),
+                    "write DIR,TAG, with ,ro, ,squash or ,map=GUEST:HOST:COUNT behind it if you like: a directory, and what the guest calls it".into(),
                 ));
             }
         };
@@ -282,15 +369,19 @@ impl FromStr for SharedDirectory {
                 "the tag has {long} bytes, and a guest takes {MAX_MOUNT_TAG}: use a shorter one"
             )));
         }
-        Ok(SharedDirectory { path: path.into(), tag: tag.into(), read_only, squash })
+        Ok(SharedDirectory {
+            path: path.into(),
+            tag: tag.into(),
+            read_only,
+            owners: owners.unwrap_or_default(),
+        })
     }
 }
 
 impl fmt::Display for SharedDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{}", self.path.display(), self.tag)?;
-        f.write_str(if self.read_only { ",ro" } else { "" })?;
-        f.write_str(if self.squash { ",squash" } else { "" })
+        let read_only = if self.read_only { ",ro" } else { "" };
+        write!(f, "{},{}{read_only}{}", self.path.display(), self.tag, self.owners)
     }
 }
 
@@ -425,11 +516,35 @@ mod tests {
 
     #[test]
     fn directories_print_as_they_are_written() {
-        for text in ["/srv,srv", "/a,b,c", ".,host,ro", "/tmp,/tmp", "/a,b,squash", "/a,b,ro,squash"] {
+        for text in [
+            "/srv,srv",
+            "/a,b,c",
+            ".,host,ro",
+            "/tmp,/tmp",
+            "/a,b,squash",
+            "/a,b,ro,squash",
+            "/a,b,squash=7:8",
+            "/a,b,ro,map=0:100000:65536",
+        ] {
             assert_eq!(text.parse::<SharedDirectory>().unwrap().to_string(), text);
         }
         let long = format!("/srv,{}", "x".repeat(65));
-        for text in ["", "/srv", "/srv,", ",tag", ",ro", "/srv,ro", "/srv,squash", &long] {
+        for text in [
+            "",
+            "/srv",
+            "/srv,",
+            ",tag",
+            ",ro",
+            "/srv,ro",
+            "/srv,squash",
+            &long,
+            "/srv,t,squash=7",
+            "/srv,t,map",
+            "/srv,t,map=0:1",
+            "/srv,t,map=0:1:0",
+            "/srv,t,map=1:0:4294967295",
+            "/srv,t,squash,map=0:1:1",
+        ] {
             assert!(text.parse::<SharedDirectory>().is_err(), "{text}");
         }
     }

@@ -63,6 +63,25 @@ pub enum Ids {
         /// The group that is shown.
         gid: u32,
     },
+    /// Users and groups `inside`, `inside + 1` and so on of a client are those from `outside` on of this host, `count` of
+    /// them. Whatever belongs to others is shown as [`NOBODY`]'s; nothing can be given to others, and what they make
+    /// belongs to this process.
+    Map {
+        /// The client's first.
+        inside: u32,
+        /// This host's first.
+        outside: u32,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// Who owns what belongs to nobody that a client knows, as in a user namespace of Linux.
+pub const NOBODY: u32 = 65_534;
+
+/// `id` counted from `from`, as counted from `to`, if it is one of the `count` first.
+fn moved(id: u32, from: u32, to: u32, count: u32) -> Option<u32> {
+    id.checked_sub(from).filter(|index| *index < count).and_then(|index| to.checked_add(index))
 }
 
 impl Ids {
@@ -173,14 +192,22 @@ impl Export {
         match self.rules.ids {
             Ids::Pass => (uid, gid),
             Ids::Squash { uid, gid } => (uid, gid),
+            Ids::Map { inside, outside, count } => {
+                let shown = |id| moved(id, outside, inside, count).unwrap_or(NOBODY);
+                (shown(uid), shown(gid))
+            }
         }
     }
 
-    /// The owner that something new is to have; [`NO_UID`] leaves it as it is.
+    /// The owner on this host that a client's is; [`NO_UID`] for one that there is not, and for itself.
     fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
         match self.rules.ids {
             Ids::Pass => (uid, gid),
             Ids::Squash { .. } => (NO_UID, NO_UID),
+            Ids::Map { inside, outside, count } => {
+                let owner = |id| moved(id, inside, outside, count).unwrap_or(NO_UID);
+                (owner(uid), owner(gid))
+            }
         }
     }
 }

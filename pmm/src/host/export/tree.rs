@@ -11,6 +11,7 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
 
+use super::Ids;
 use super::fid::{Fid, State, locked};
 use super::resolve::{Name, Node, device, errno, identity, join, qid_of, split, status};
 use super::session::{Out, Session};
@@ -102,14 +103,19 @@ impl Session {
     }
 
     fn change_owner(&self, node: &Node, uid: u32, gid: u32) -> Result<(), Errno> {
-        if self.export.owner(uid, gid) == (uid, gid) {
-            return chown(node, uid, gid);
+        if let Ids::Squash { uid: shown_uid, gid: shown_gid } = self.export.rules.ids {
+            // It may ask for what it sees.
+            let same = |asked, shown| owner(asked).is_none_or(|asked| asked == shown);
+            return if same(uid, shown_uid) && same(gid, shown_gid) { Ok(()) } else { Err(Errno::PERM) };
         }
-        // Squashed: it is a change only to the client if it asks for what it sees.
-        let (shown_uid, shown_gid) = self.export.shown(0, 0);
-        let same =
-            owner(uid).is_none_or(|uid| uid == shown_uid) && owner(gid).is_none_or(|gid| gid == shown_gid);
-        if same { Ok(()) } else { Err(Errno::PERM) }
+        let (new_uid, new_gid) = self.export.owner(uid, gid);
+        // As Linux answers where a user namespace has no such owner.
+        match owner(uid).is_some() == owner(new_uid).is_some()
+            && owner(gid).is_some() == owner(new_gid).is_some()
+        {
+            true => chown(node, new_uid, new_gid),
+            false => Err(Errno::INVAL),
+        }
     }
 
     fn truncate(&self, fid: &Fid, node: &Node, size: u64) -> Result<(), Errno> {

@@ -128,6 +128,44 @@ fn squashed_ids_show_one_owner() {
 }
 
 #[test]
+fn mapped_ids_are_others_on_this_host() {
+    let folder = Folder::new();
+    let file = folder.write("tree/f", "");
+    let (uid, gid) = (file.metadata().unwrap().uid(), file.metadata().unwrap().gid());
+    // Users 1000 and 1001 of the client, the first of whom this process is.
+    let map = |outside| Rules { ids: Ids::Map { inside: 1000, outside, count: 2 }, ..Rules::default() };
+    let mut client = Client::with(&folder, map(uid));
+    client.reach(1, "f");
+    let shown = gid.checked_sub(uid).filter(|index| *index < 2).map_or(NOBODY, |index| 1000 + index);
+    assert_eq!((client.attr(1).uid, client.attr(1).gid), (1000, shown));
+    let owner = |uid| Request::Setattr { fid: 1, attr: SetAttr { uid, ..set(setattr::UID) } };
+    client.ask(owner(1000)).ok();
+    for other in [0, 999, 1002, uid] {
+        assert_eq!(client.ask(owner(other)).errno(), Errno::INVAL, "{other}");
+    }
+    // Whoever has no number here makes things for this process.
+    for (fid, user) in [(5, 1000), (6, 0), (7, 4711)] {
+        client.ask(Request::Attach { fid, afid: NO_FID, user: b"", tree: b"", uid: user }).ok();
+        let name = user.to_string();
+        client.ask(Request::Mkdir { directory: fid, name: name.as_bytes(), mode: 0o755, gid: NO_UID }).ok();
+        assert_eq!(folder.tree().join(&name).metadata().unwrap().uid(), uid);
+    }
+    let mut client = Client::with(&folder, map(uid + 1));
+    client.reach(1, "f");
+    assert_eq!(client.attr(1).uid, NOBODY, "this process is none of the client's users");
+    if is_root() {
+        client.ask(owner(1001)).ok();
+        assert_eq!((file.metadata().unwrap().uid(), client.attr(1).uid), (uid + 2, 1001));
+        client.ask(Request::Attach { fid: 5, afid: NO_FID, user: b"", tree: b"", uid: 1000 }).ok();
+        client.ask(Request::Mkdir { directory: 5, name: b"d", mode: 0o755, gid: 1001 }).ok();
+        let made = folder.tree().join("d").metadata().unwrap();
+        assert_eq!((made.uid(), made.gid()), (uid + 1, uid + 2));
+    } else {
+        assert_eq!(client.ask(owner(1001)).errno(), Errno::PERM, "an ordinary user gives nothing away");
+    }
+}
+
+#[test]
 fn passed_ids_own_what_they_make() {
     if !is_root() {
         eprintln!("SKIPPED: passed_ids_own_what_they_make needs root, which alone may give files away");
