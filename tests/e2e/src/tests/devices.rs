@@ -151,6 +151,9 @@ impl World<'_> {
     /// Mebibytes over TCP.
     fn large(&mut self, len: usize) -> Result<()> {
         let bytes: Vec<u8> = self.dice.bytes(len);
+        let said = self.rig.command(&format!("bench net {NEIGHBOUR}"))?;
+        ensure!(said.contains("34 bytes: ") && said.contains(" round trips, "), "{said}");
+        println!("{}", said.trim_end().replace('\n', "; "));
         std::fs::write(self.neighbour.shared().join("page"), &bytes)?;
         let start = Instant::now();
         let said = self.rig.command(&format!("get http://{NEIGHBOUR}/page copy")).context("get")?;

@@ -2,6 +2,7 @@
 //! machine's end, and without a single right: see `tests/guests/scripts/everything.hvl`.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -9,10 +10,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::net::is_where_passt_runs;
-use super::sockets::{Caller, exchange, socat, with_socat};
+use super::sockets::{Caller, exchange, listens, socat, with_socat};
 use crate::dice::Dice;
 use crate::guard::Guard;
 use crate::guest::Kind;
+use crate::process::{self, Running};
 use crate::rig::{Bell, Rig, UP};
 use crate::{Tools, summed};
 
@@ -43,12 +45,13 @@ pub fn run(tools: &Tools, name: &str, kind: Kind) -> Result<()> {
         let seconds = start.elapsed().as_secs_f64();
         let rate = bytes as f64 / seconds / f64::from(1 << 20);
         let rate = if bytes == 0 { String::new() } else { format!(" ({rate:.1} MiB/s)") };
-        println!("{line:16} {seconds:5.2} s{rate}: {}", said.trim_end().lines().next_back().unwrap_or(""));
+        println!("{line:16} {seconds:5.2} s{rate}: {}", said.trim_end().replace('\n', "; "));
     }
     let adoptions = &rig.pmm()?.status()?["links"][0]["adoptions"];
     ensure!(adoptions == 1, "it was to be one start of the guest, and the pmm counts {adoptions}");
     // The pmm goes, and passt with it. Whoever calls before the guest has found the next one waits for long.
     rig.kill_pmm()?;
+    let start = Instant::now();
     rig.start_pmm()?;
     rig.pmm()?.wait_for("all five devices to run again", |status| {
         let devices = status["links"][0]["devices"].as_array();
@@ -58,6 +61,7 @@ pub fn run(tools: &Tools, name: &str, kind: Kind) -> Result<()> {
     while !curl(rig.dir(), "page").is_ok_and(|again| again == page) {
         guard.left()?;
     }
+    println!("the pmm was killed: the page came again after {:.2} s", start.elapsed().as_secs_f64());
     rig.check()
 }
 
@@ -74,7 +78,7 @@ fn step(rig: &mut Rig<'_>, line: &str, page: &[u8], entries: u64) -> Result<(Str
         ["ls", "-l", ..] => {
             let said = rig.command(line)?;
             listed(&said, entries)?;
-            return Ok((said, 0));
+            return Ok((said.lines().next_back().unwrap_or("").into(), 0));
         }
         ["ip"] => {
             let guard = Guard::new(UP, "an address by DHCP");
@@ -96,6 +100,30 @@ fn step(rig: &mut Rig<'_>, line: &str, page: &[u8], entries: u64) -> Result<(Str
         }
         ["vsock", "listen", _] => Caller::Host,
         ["vsock", "connect", _] => Caller::Guest,
+        ["bench", "9p", ..] => {
+            let said = rig.command(line)?;
+            for part in ["written: 1048576 bytes in", "read:    1048576 bytes in", "request:"] {
+                ensure!(said.lines().any(|line| line.starts_with(part)), "{part:?} is missing: {said}");
+            }
+            ensure!(!rig.shared().join("bench.tmp").exists(), "its file is left");
+            return Ok((said, 0));
+        }
+        ["bench", "vsock", port, _] => {
+            let path = rig.sockets().with_file_name(format!("vsock_{port}"));
+            let listen = format!("UNIX-LISTEN:{},fork", path.display());
+            let said = measured(rig, line, [&listen, "EXEC:cat"], || listens(&path))?;
+            let whole = said.contains("64 bytes: ") && said.contains("there and back: 1048576 bytes in");
+            ensure!(whole || said.is_empty(), "{said}");
+            return Ok((said, 0));
+        }
+        ["bench", "net", _, port, _] => {
+            let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork");
+            let there = format!("127.0.0.1:{port}");
+            let connects = || Ok(TcpStream::connect(&there).is_ok());
+            let said = measured(rig, line, [&listen, "EXEC:wc -c"], connects)?;
+            ensure!(said.starts_with("sent: 1048576 bytes in") || said.is_empty(), "{said}");
+            return Ok((said, 0));
+        }
         _ => return Ok((rig.command(line)?, 0)),
     };
     ensure!(line == caller.command(), "another port");
@@ -107,6 +135,24 @@ fn step(rig: &mut Rig<'_>, line: &str, page: &[u8], entries: u64) -> Result<(Str
         }
     };
     Ok((said, page.len()))
+}
+
+/// Measures against socat once it listens. Nothing is said where there is none.
+fn measured(
+    rig: &mut Rig<'_>,
+    line: &str,
+    addresses: [&str; 2],
+    mut listens: impl FnMut() -> Result<bool>,
+) -> Result<String> {
+    let Some(socat) = socat() else { return Ok(String::new()) };
+    let mut far_end = Running::spawn("socat", process::command(socat)?.args(addresses))?;
+    let guard = Guard::new(UP, format!("socat to listen at {}", addresses[0]));
+    while !listens()? {
+        far_end.check()?;
+        guard.left()?;
+        std::thread::yield_now();
+    }
+    rig.command(line)
 }
 
 /// Every name, once, with what it is.

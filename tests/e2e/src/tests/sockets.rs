@@ -130,7 +130,7 @@ fn gave_back(rig: &mut Rig<'_>, bytes: &[u8], back: &[u8]) -> Result<String> {
 }
 
 /// Whether a socket at `path` takes connections: it has a name before it does, and one that calls between is refused.
-fn listens(path: &Path) -> Result<bool> {
+pub fn listens(path: &Path) -> Result<bool> {
     const ACCEPTS: &str = "00010000";
     let sockets = std::fs::read_to_string("/proc/net/unix")?;
     let path = path.display().to_string();

@@ -168,7 +168,12 @@ async fn answer(console: &mut Console<'static, R5>, line: &[u8]) -> End {
             let Ok(()) = AsyncConsole::new(console).flush().await;
             return if command == Command::Panic { End::Panic } else { End::Reboot };
         }
-        Command::Sink(_) | Command::Count(..) | Command::Files(_) | Command::Net(_) | Command::Sockets(_) => {
+        Command::Sink(_)
+        | Command::Count(..)
+        | Command::Files(_)
+        | Command::Net(_)
+        | Command::Sockets(_)
+        | Command::Bench(_) => {
             send(console, b"error: r5-async has no such command; 'help' lists what it has\n").await;
             return End::Command(false);
         }

@@ -5,7 +5,7 @@ use core::fmt;
 use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
 
 use crate::files::Task;
-use crate::{net, sockets};
+use crate::{bench, net, sockets};
 
 /// Most bytes of one `rand`.
 pub const MOST_RANDOM: u32 = 8192;
@@ -39,6 +39,8 @@ pub enum Command<'l> {
     Net(net::Task<'l>),
     /// Something with sockets.
     Sockets(sockets::Task),
+    /// A measurement.
+    Bench(bench::Task),
     /// Panics.
     Panic,
     /// Restarts.
@@ -180,6 +182,10 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
                 _ => Err(usage),
             }
         }
+        "bench" => {
+            let usage = "bench 9p [N], bench vsock PORT [N], or bench net [ADDRESS [PORT [N]]]";
+            measurement(rest).ok_or(Wrong::Usage(usage))
+        }
         "write" => match rest.trim_start().split_once(' ') {
             Some((path, text)) => Ok(Command::Files(Task::Write { path, text })),
             None => Err(Wrong::Usage("write PATH TEXT")),
@@ -195,6 +201,34 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
         }
         word => Err(Wrong::Unknown(word)),
     }
+}
+
+/// What `bench` is to measure.
+fn measurement<'l>(rest: &str) -> Option<Command<'l>> {
+    let mut words = rest.split_whitespace();
+    let what = words.next()?;
+    let len = |word: Option<&str>| match word {
+        Some(word) => u32::try_from(number(word)?).ok(),
+        None => Some(bench::TRANSFER),
+    };
+    let task = match what {
+        "9p" => bench::Task::Files { len: len(words.next())? },
+        "vsock" => {
+            let port = u32::try_from(number(words.next()?)?).ok()?;
+            bench::Task::Vsock { port, len: len(words.next())? }
+        }
+        "net" => {
+            let to = words.next().map(|to| to.parse().ok().ok_or(())).transpose().ok()?;
+            match (to, words.next()) {
+                (to, None) => return Some(Command::Net(net::Task::Trips { to })),
+                (to, Some(port)) => {
+                    bench::Task::Tcp { to: to?, port: port.parse().ok()?, len: len(words.next())? }
+                }
+            }
+        }
+        _ => return None,
+    };
+    words.next().is_none().then_some(Command::Bench(task))
 }
 
 /// The only argument.
@@ -267,6 +301,18 @@ mod tests {
             ("vsock listen 5", Command::Sockets(sockets::Task::Listen(5))),
             ("vsock connect 5", Command::Sockets(sockets::Task::Connect(5))),
             ("httpd off", Command::Net(net::Task::ServeNothing)),
+            ("bench 9p", Command::Bench(bench::Task::Files { len: 4 << 20 })),
+            ("bench 9p 64K", Command::Bench(bench::Task::Files { len: 64 << 10 })),
+            ("bench vsock 9", Command::Bench(bench::Task::Vsock { port: 9, len: 4 << 20 })),
+            ("bench net", Command::Net(net::Task::Trips { to: None })),
+            (
+                "bench net 10.0.0.1",
+                Command::Net(net::Task::Trips { to: Some(Ipv4Address::new(10, 0, 0, 1)) }),
+            ),
+            (
+                "bench net 10.0.0.1 7 1M",
+                Command::Bench(bench::Task::Tcp { to: Ipv4Address::new(10, 0, 0, 1), port: 7, len: 1 << 20 }),
+            ),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
         }
@@ -301,6 +347,15 @@ mod tests {
             "get x",
             "get http://x/",
             "httpd",
+            "bench",
+            "bench rng",
+            "bench 9p x",
+            "bench 9p 1 2",
+            "bench vsock",
+            "bench vsock 4294967296",
+            "bench net x",
+            "bench net 10.0.0.1 65536",
+            "bench net 10.0.0.1 7 4096M",
         ] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
         }

@@ -284,7 +284,7 @@ fn close<B: Machine>(files: &mut Files<'_, B>, file: Option<File>) -> Result<(),
 
 /// What is told once after a restart of the PMM is no reason to give up: here every step names its place in the file,
 /// and may be taken twice.
-fn again<T>(mut step: impl FnMut() -> Result<T, FileError>) -> Result<T, FileError> {
+pub(crate) fn again<T>(mut step: impl FnMut() -> Result<T, FileError>) -> Result<T, FileError> {
     match step() {
         Err(FileError::Stale) => step(),
         other => other,

@@ -1,14 +1,16 @@
 //! What the shell does on the network: one step at a time, between rounds of [`Network::poll`].
 
+use core::fmt;
+
 use hvl_frontend::Instant;
 use hvl_frontend::device::p9::{File, FileError, Files};
 use hvl_shared_abi::wire::p9::open;
-use smoltcp::socket::tcp;
 use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
 
 use crate::Machine;
+use crate::bench::{LIMIT, Trips};
 use crate::files;
-use crate::network::Network;
+use crate::network::{ECHO, Network};
 use crate::pattern::{self, Sum};
 use crate::text::Text;
 
@@ -20,6 +22,8 @@ const PATIENCE: u64 = 2_000_000;
 const SILENCE: u64 = 20_000_000;
 /// Bytes of the longest head of an answer.
 const HEAD: usize = 1024;
+/// Echo requests that are measured.
+const ECHOES: u16 = 1000;
 /// The port of the web.
 pub const WEB: u16 = 80;
 
@@ -35,12 +39,32 @@ pub enum Task<'l> {
     Static { address: Ipv4Cidr, gateway: Option<Ipv4Address> },
     /// Sends so many echo requests, and prints the answers.
     Ping { to: Ipv4Address, count: u16 },
+    /// Sends many, to the gateway if nobody is named, and prints how long they took.
+    Trips { to: Option<Ipv4Address> },
     /// Fetches a page, into a file if one is named.
     Get { host: Ipv4Address, port: u16, path: &'l str, into: Option<&'l str> },
     /// Serves a directory.
     Serve { port: u16, directory: &'l str },
     /// Serves nothing any more.
     ServeNothing,
+}
+
+/// Why something on the network failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetError {
+    /// The board has no address, or none from which that one can be reached.
+    NoWay(Ipv4Address),
+    /// The connection is none.
+    Broken,
+}
+
+impl fmt::Display for NetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetError::NoWay(to) => write!(f, "there is no way to {to}; 'ip' tells the board's address"),
+            NetError::Broken => f.write_str("the connection was refused, or broke"),
+        }
+    }
 }
 
 /// A task under way.
@@ -55,6 +79,8 @@ pub enum NetJob {
         next: Instant,
         until: Instant,
         sent_at: Instant,
+        /// What is printed instead of the answers, and when it is.
+        trips: Option<(Trips, Instant)>,
     },
     /// Sending a request, then taking what comes.
     Get {
@@ -112,24 +138,20 @@ pub fn begin<'s, B: Machine, const N: usize>(
             let Network { server, sockets, .. } = network;
             server.stop(sockets, files);
         }
-        Task::Ping { to, count } => {
-            while network.take_echo().is_some() {}
-            let until = now.plus(PATIENCE);
-            return Ok(Begun::Job(NetJob::Ping {
-                to,
-                count,
-                sent: 0,
-                came: 0,
-                next: now,
-                until,
-                sent_at: now,
-            }));
+        Task::Ping { to, count } => return Ok(Begun::Job(ping(network, to, count, now, None))),
+        Task::Trips { to } => {
+            let Some(to) = to.or(network.gateway()) else {
+                out.print(format_args!("error: there is no gateway; 'ip' tells the board's address\n"));
+                return Ok(Begun::Done(false));
+            };
+            let trips = Some((Trips::default(), now.plus(LIMIT)));
+            return Ok(Begun::Job(ping(network, to, ECHOES, now, trips)));
         }
         Task::Get { host, port, path, into } => {
             let flags = open::WRITE_ONLY | open::TRUNCATE;
             let file = into.map(|into| files.create(into.as_bytes(), flags, 0o644)).transpose()?;
-            if !network.connect(host, port) {
-                out.print(format_args!("error: there is no way to {host}; 'ip' tells the board's address\n"));
+            if let Err(error) = network.connect(host, port) {
+                out.print(format_args!("error: {error}\n"));
                 let _ = file.map(|file| files.close(file));
                 return Ok(Begun::Done(false));
             }
@@ -151,6 +173,18 @@ pub fn begin<'s, B: Machine, const N: usize>(
     Ok(Begun::Done(true))
 }
 
+fn ping<B: Machine>(
+    network: &mut Network<'_, B>,
+    to: Ipv4Address,
+    count: u16,
+    now: Instant,
+    trips: Option<(Trips, Instant)>,
+) -> NetJob {
+    // Answers to somebody who has given up.
+    while network.take_echo().is_some() {}
+    NetJob::Ping { to, count, sent: 0, came: 0, next: now, until: now.plus(PATIENCE), sent_at: now, trips }
+}
+
 /// Goes on with a job. `out` is empty, and gets less than it holds.
 pub fn step<'s, B: Machine, const N: usize>(
     job: &mut NetJob,
@@ -161,16 +195,30 @@ pub fn step<'s, B: Machine, const N: usize>(
     out: &mut Text<N>,
 ) -> Result<NetStep, FileError> {
     match job {
-        NetJob::Ping { to, count, sent, came, next, until, sent_at } => {
+        NetJob::Ping { to, count, sent, came, next, until, sent_at, trips } => {
             if let Some((from, number)) = network.take_echo() {
                 *came = came.saturating_add(1);
                 let micros = now.since(*sent_at);
-                let late = if number.wrapping_add(1) == *sent { micros } else { 0 };
-                out.print(format_args!("answer {number} from {from}, {late} us\n"));
+                let is_last = number.wrapping_add(1) == *sent;
+                match trips {
+                    // The first also asks who has the address.
+                    Some((trips, _)) if is_last && number != 0 => trips.note(micros),
+                    Some(_) => {}
+                    None => {
+                        let late = if is_last { micros } else { 0 };
+                        out.print(format_args!("answer {number} from {from}, {late} us\n"));
+                    }
+                }
                 return Ok(NetStep::On);
+            }
+            if trips.is_some_and(|(_, end)| now >= end) {
+                *count = *sent;
             }
             if sent == count && (came >= sent || now >= *until) {
                 out.print(format_args!("ping: {sent} sent, {came} answered\n"));
+                if let Some((trips, _)) = trips {
+                    out.print(format_args!("{} bytes: {trips}\n", ECHO.len()));
+                }
                 return Ok(NetStep::Done(came >= sent));
             }
             // The next goes as soon as the last has come back, and at the latest after its time.
@@ -196,16 +244,14 @@ pub fn step<'s, B: Machine, const N: usize>(
                     return Ok(NetStep::On);
                 }
             }
-            let count = match stream.recv_slice(work) {
-                Ok(0) => None,
-                Ok(count) => Some(count),
-                Err(tcp::RecvError::Finished) => Some(0),
-                Err(tcp::RecvError::InvalidState) if !stream.is_active() => {
-                    out.print(format_args!("error: the connection was refused, or broke\n"));
+            let count = match network.receive(work) {
+                Ok(count) => count,
+                Err(error) => {
+                    out.print(format_args!("error: {error}\n"));
                     return Ok(NetStep::Done(false));
                 }
-                Err(tcp::RecvError::InvalidState) => None,
             };
+            let stream = network.stream();
             let Some(count) = count else {
                 if now >= *until {
                     stream.abort();

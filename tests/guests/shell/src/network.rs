@@ -16,6 +16,7 @@ use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr
 
 use crate::Machine;
 use crate::http::{self, Server};
+use crate::net::NetError;
 
 /// Sockets: DHCP, ICMP, the client's connection, the server's.
 const SOCKETS: usize = 3 + http::CONNECTIONS;
@@ -26,7 +27,7 @@ const BUFFER: usize = 16 << 10;
 /// Bytes of the echo requests and replies that wait.
 const ECHOES: usize = 1024;
 /// Payload of an echo request.
-const ECHO: &[u8] = b"across a link without a hypervisor";
+pub(crate) const ECHO: &[u8] = b"across a link without a hypervisor";
 /// Which echoes are ours.
 const IDENT: u16 = 0x5235;
 /// Rounds of one call: as many frames are taken at the most before the shell goes on.
@@ -214,6 +215,11 @@ impl<'s, B: Machine> Network<'s, B> {
         self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).reset();
     }
 
+    /// The way out of its network, where there is one.
+    pub fn gateway(&self) -> Option<Ipv4Address> {
+        self.gateway
+    }
+
     /// Its address, while it has one.
     pub fn address(&self) -> Option<Ipv4Cidr> {
         self.address
@@ -278,17 +284,36 @@ impl<'s, B: Machine> Network<'s, B> {
 
     // --- the client's connection ------------------------------------------------------------------------------------
 
-    /// Begins a connection. `false`: there is no way there, or no address yet.
-    pub fn connect(&mut self, to: Ipv4Address, port: u16) -> bool {
-        let Some((interface, _)) = &mut self.interface else { return false };
+    /// Begins a connection.
+    pub fn connect(&mut self, to: Ipv4Address, port: u16) -> Result<(), NetError> {
+        let Some((interface, _)) = &mut self.interface else { return Err(NetError::NoWay(to)) };
         if self.address.is_none() || port == 0 {
-            return false;
+            return Err(NetError::NoWay(to));
         }
         let socket = self.sockets.get_mut::<tcp::Socket>(self.client);
         socket.abort();
         self.next_port = self.next_port.checked_add(1).unwrap_or(49_152);
         socket.set_timeout(Some(smoltcp::time::Duration::from_secs(10)));
-        socket.connect(interface.context(), (IpAddress::Ipv4(to), port), self.next_port).is_ok()
+        let begun = socket.connect(interface.context(), (IpAddress::Ipv4(to), port), self.next_port);
+        begun.map_err(|_| NetError::NoWay(to))
+    }
+
+    /// Whether the connection is there already.
+    pub fn is_connected(&mut self) -> Result<bool, NetError> {
+        let stream = self.stream();
+        if stream.is_active() { Ok(stream.may_send()) } else { Err(NetError::Broken) }
+    }
+
+    /// Says how many bytes came, if any did; 0: the other side has ended its direction.
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>, NetError> {
+        let stream = self.stream();
+        match stream.recv_slice(into) {
+            Ok(0) => Ok(None),
+            Ok(count) => Ok(Some(count)),
+            Err(tcp::RecvError::Finished) => Ok(Some(0)),
+            Err(tcp::RecvError::InvalidState) if !stream.is_active() => Err(NetError::Broken),
+            Err(tcp::RecvError::InvalidState) => Ok(None),
+        }
     }
 
     /// The connection.

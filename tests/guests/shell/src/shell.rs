@@ -13,6 +13,7 @@ use hvl_frontend::device::rng::{FillError, Rng};
 use hvl_frontend::device::vsock::{SocketError, Vsock};
 
 use crate::Machine;
+use crate::bench::{self, BenchJob, BenchStep};
 use crate::command::{self, Command};
 use crate::editor::{CANCEL, Echo, Editor, Key, LINE};
 use crate::files::{self, FileJob, FileStep};
@@ -92,6 +93,8 @@ enum Job {
     Net(NetJob, Option<Instant>),
     /// Something with sockets.
     Sockets(SocketJob),
+    /// A measurement.
+    Bench(BenchJob, Option<Instant>),
     /// Waiting for the output to be acknowledged, and then for the end.
     Farewell { next: Next, until: Option<Instant> },
 }
@@ -184,6 +187,7 @@ impl Shell {
             Job::Rand { until, .. }
             | Job::Sink { until, .. }
             | Job::Net(_, until)
+            | Job::Bench(_, until)
             | Job::Farewell { until, .. } => *until,
             // Neither waits for anything but room.
             Job::Flood { .. } | Job::Count { .. } if self.out.is_empty() => return Next::Again,
@@ -245,7 +249,8 @@ impl Shell {
             | Job::Count { .. }
             | Job::Files(_)
             | Job::Net(..)
-            | Job::Sockets(_) => {}
+            | Job::Sockets(_)
+            | Job::Bench(..) => {}
         }
         let Some(at) = self.ahead.iter().position(|&byte| byte == CANCEL) else { return false };
         for _ in 0..=at {
@@ -269,6 +274,8 @@ impl Shell {
             }
             Job::Net(job, until) => {
                 let Devices { network, files, work, .. } = devices;
+                // It measures, and much may have been done since this call began.
+                let now = devices.console.link().board().now();
                 let step = net::step(job, network, files, work, now, &mut self.out);
                 match step {
                     Ok(NetStep::On) => {
@@ -292,6 +299,18 @@ impl Shell {
                 let step = sockets::step(job, devices.vsock, devices.work, &mut self.out);
                 self.sockets(step, devices)
             }
+            Job::Bench(job, until) => match bench::step(job, devices, &mut self.out) {
+                Ok(BenchStep::On) => Step::On,
+                Ok(BenchStep::Wait(at)) => {
+                    *until = Some(at);
+                    Step::Wait
+                }
+                Ok(BenchStep::Done) => {
+                    self.drop_job(devices);
+                    Step::Done(true)
+                }
+                Err(error) => self.gave_up(error, devices),
+            },
             Job::Flood { at, len, sum } => {
                 if at == len {
                     let line_is_open = *len % 64 != 0;
@@ -420,6 +439,10 @@ impl Shell {
                 Ok(job) => Job::Sockets(job),
                 Err(error) => return self.sockets::<B>(Err(error), devices),
             },
+            Command::Bench(task) => match bench::begin(task, devices, now) {
+                Ok(job) => Job::Bench(job, None),
+                Err(error) => return self.gave_up(error, devices),
+            },
             Command::Help => Job::Report(Report::Help, 0),
             Command::About => Job::Report(Report::About, 0),
             Command::Link => Job::Report(Report::Link, 0),
@@ -450,6 +473,7 @@ impl Shell {
             Job::Files(job) => files::end(job, devices.files),
             Job::Net(job, _) => net::end(job, devices.network, devices.files),
             Job::Sockets(job) => sockets::end(job, devices.vsock),
+            Job::Bench(job, _) => bench::end(job, devices),
             _ => {}
         }
     }
@@ -467,11 +491,7 @@ impl Shell {
                 self.job = Job::Prompt;
                 Step::Done(true)
             }
-            Err(error) => {
-                self.drop_job(devices);
-                self.out.print(format_args!("error: {error}\n"));
-                Step::Done(false)
-            }
+            Err(error) => self.gave_up(error, devices),
         }
     }
 
@@ -481,13 +501,21 @@ impl Shell {
         step: Result<FileStep, FileError>,
         devices: &mut Devices<'_, '_, B>,
     ) -> Step {
-        let error = match step {
-            Ok(FileStep::On) => return Step::On,
-            Ok(FileStep::Done) => return Step::Done(true),
-            Err(error) => error,
-        };
+        match step {
+            Ok(FileStep::On) => Step::On,
+            Ok(FileStep::Done) => Step::Done(true),
+            Err(error) => self.gave_up(error, devices),
+        }
+    }
+
+    /// Ends a job that failed, and says why.
+    fn gave_up<B: Machine>(
+        &mut self,
+        why: impl core::fmt::Display,
+        devices: &mut Devices<'_, '_, B>,
+    ) -> Step {
         self.drop_job(devices);
-        self.out.print(format_args!("error: {error}\n"));
+        self.out.print(format_args!("error: {why}\n"));
         Step::Done(false)
     }
 

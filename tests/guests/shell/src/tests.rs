@@ -312,6 +312,14 @@ fn mistakes_are_sentences() {
     assert_eq!(world.fails("dir"), "there is no command 'dir'; 'help' lists them");
     assert_eq!(world.fails("ls"), "the link is down; no PMM serves files at the moment");
     assert_eq!(world.fails("rand much"), "write 'rand N'");
+    assert!(world.fails("bench rng").starts_with("write 'bench 9p [N], bench vsock PORT [N], or bench net"));
+    assert_eq!(world.fails("bench 9p"), "the link is down; no PMM serves files at the moment");
+    assert_eq!(world.fails("bench vsock 9"), "the link is down; no PMM serves sockets at the moment");
+    assert_eq!(world.fails("bench net"), "there is no gateway; 'ip' tells the board's address");
+    assert_eq!(
+        world.fails("bench net 10.0.0.1 7"),
+        "there is no way to 10.0.0.1; 'ip' tells the board's address"
+    );
     assert_eq!(world.fails("rand 8193"), "at most 8192 random bytes at a time");
     // An empty line changes nothing, a command that succeeds does.
     assert_eq!(world.types("\r"), "\ntest (failed)> ");
