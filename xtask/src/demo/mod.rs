@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::setup::Tools;
+use crate::setup::{self, Tools};
 use script::Script;
 pub use start::Built;
 
@@ -86,7 +86,14 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("standard input is no terminal; write 'cargo xtask demo --script FILE' (- is standard input)");
     }
     let start = Instant::now();
-    let built = start::build(guest, None)?;
+    let mut built = start::build(guest, None)?;
+    built.passt = match guest {
+        Guest::Emulated(Firmware::R5Async) => None,
+        Guest::Emulated(Firmware::R5Shell) => setup::network()?.passt(),
+        Guest::Host => setup::network_here().passt(),
+    };
+    // Without a way out of this machine passt ends at once.
+    built.passt.take_if(|_| !has_way_out());
     eprintln!("demo: everything is there after {:.1} s", start.elapsed().as_secs_f32());
     match script {
         None => sit_at(&built),
@@ -95,6 +102,12 @@ pub fn run(options: &Options) -> Result<()> {
             play(&built, &script, limit, &mut io::stdout(), |_| Ok(()))
         }
     }
+}
+
+/// Whether this machine has a default route.
+fn has_way_out() -> bool {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    routes.lines().any(|route| route.split_whitespace().nth(1) == Some("00000000"))
 }
 
 fn read_script(path: &Path) -> Result<Script> {
@@ -152,6 +165,31 @@ fn play<T>(
     result.with_context(|| format!("logs are in {}", running.folder().display()))
 }
 
+/// What to type first, and what comes of it.
+fn suggestions(running: &start::Running, guest: Guest) -> [(&'static str, String); 3] {
+    let rand = ("rand 32", "entropy of this machine".into());
+    if guest == Guest::Emulated(Firmware::R5Async) {
+        let count = ("flood 64K", "a pattern and its checksum, while other tasks run".into());
+        return [rand, ("about", "the board and its link".into()), count];
+    }
+    let shared = running.shared();
+    let serve = running
+        .web()
+        .map(|web| ("httpd /", format!("the same files by HTTP; then, here: curl {web}/hello.txt")));
+    [
+        ("cat hello.txt", format!("a file in {}", shared.display())),
+        serve.unwrap_or(rand),
+        (
+            "vsock listen 77",
+            format!(
+                "gives back what comes; then, here: printf 'CONNECT 77\\nhello\\n' | {} -t9 - UNIX-CONNECT:{}",
+                setup::socat_here(),
+                running.sockets().display()
+            ),
+        ),
+    ]
+}
+
 /// Lets the user type.
 fn sit_at(built: &Built) -> Result<()> {
     let found =
@@ -160,16 +198,11 @@ fn sit_at(built: &Built) -> Result<()> {
     let mut pmm = running.pmm()?;
     // Messages in the middle of a line help nobody; `pmm status` tells more.
     pmm.args(["--log-level", "warn"]);
-    let sockets = running.sockets();
     eprintln!("demo: from another terminal, 'target/release/pmm status' shows the link");
     eprintln!("demo: three things to try at the prompt, beside 'help':");
-    eprintln!("demo:   rand 32                                     entropy of this machine");
-    eprintln!("demo:   cat hello.txt; write note.txt hello; ls -l  files in {}", running.shared().display());
-    eprintln!(
-        "demo:   vsock listen 77                             then, here: socat - UNIX-CONNECT:{}, and type",
-        sockets.display()
-    );
-    eprintln!("demo:                                               CONNECT 77 and what is to come back");
+    for (command, what) in suggestions(&running, built.guest) {
+        eprintln!("demo:   {command:16} {what}");
+    }
     let status = start::Child::start(&mut pmm)?.wait()?;
     // The pmm does so itself, unless it was killed.
     let restored = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &found);

@@ -6,6 +6,7 @@ use std::{
     env,
     fs::{self, File},
     io,
+    net::TcpListener,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{self, Command, ExitStatus, Stdio},
@@ -29,6 +30,8 @@ pub struct Built {
     pub guest: Guest,
     pmm: PathBuf,
     machine: Machine,
+    /// What the guest's network leads through; without it there is none.
+    pub passt: Option<PathBuf>,
 }
 
 /// What the guest runs on.
@@ -42,7 +45,7 @@ pub fn build(guest: Guest, tools: Option<&Tools>) -> Result<Built> {
     let Guest::Emulated(firmware) = guest else {
         cargo(&["hvl-pmm", "hvl-guest-host"])?;
         let program = paths::host_target().join("release/host-shell");
-        return Ok(Built { guest, pmm: pmm(), machine: Machine::Process { program } });
+        return Ok(Built { guest, pmm: pmm(), machine: Machine::Process { program }, passt: None });
     };
     let package = firmware.package();
     let build_firmware = |toolchain: &setup::Toolchain| {
@@ -56,7 +59,7 @@ pub fn build(guest: Guest, tools: Option<&Tools>) -> Result<Built> {
         };
         host.join().map_err(|_| anyhow!("building the PMM panicked; see above"))??;
         let machine = Machine::Board { firmware, emulator: Box::new(emulator) };
-        Ok(Built { guest, pmm: pmm(), machine })
+        Ok(Built { guest, pmm: pmm(), machine, passt: None })
     })
 }
 
@@ -95,6 +98,8 @@ pub struct Running {
     memory: PathBuf,
     offset: u64,
     doorbell: PathBuf,
+    /// What the network leads through, and the port of this machine that leads to the guest's web server.
+    web: Option<(PathBuf, u16)>,
     keep: bool,
     _guest: Powered,
 }
@@ -139,7 +144,14 @@ pub fn start(built: &Built) -> Result<Running> {
         .and_then(|()| fs::write(shared.join("hello.txt"), "Hello from the machine that runs the PMM.\n"))
         .with_context(|| format!("{} cannot be made", shared.display()))?;
     let pmm = built.pmm.clone();
-    Ok(Running { folder, pmm, memory, offset, doorbell, keep: true, _guest: guest })
+    let web = built.passt.clone().map(|passt| free_port().map(|port| (passt, port))).transpose()?;
+    Ok(Running { folder, pmm, memory, offset, doorbell, web, keep: true, _guest: guest })
+}
+
+/// A port of this machine's loopback that nobody uses now.
+fn free_port() -> Result<u16> {
+    let socket = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    Ok(socket.context("this machine's loopback has no port")?.port())
 }
 
 impl Running {
@@ -149,12 +161,21 @@ impl Running {
         command.args(["run", "--no-dtb", "--rng", "--console", "stdio", "--name", "demo"]);
         command.arg("--9p").arg(format!("{},host", self.shared().display()));
         command.arg("--vsock").arg(format!("3,path={}", self.sockets().display()));
+        if let Some((passt, port)) = &self.web {
+            let cable = format!("mode=user,passt={},forward={port}:80", passt.display());
+            command.arg("--network").arg(cable);
+        }
         command.arg("--shmem-file").arg(&self.memory);
         command.arg("--shmem-offset").arg(self.offset.to_string());
         command.arg("--shmem-addr").arg(format!("{SHARED_BASE:#x}"));
         command.arg("--shmem-size").arg(SHARED_SIZE.to_string());
         command.arg("--doorbell").arg(format!("unix-stream:{}", self.doorbell.display()));
         tied::tie(&command, Death::Terminate)
+    }
+
+    /// Where this machine finds the guest's web server, if it has a network.
+    pub fn web(&self) -> Option<String> {
+        self.web.as_ref().map(|(_, port)| format!("http://127.0.0.1:{port}"))
     }
 
     /// The directory that the guest may use.

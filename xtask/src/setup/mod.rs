@@ -62,6 +62,11 @@ pub fn socat() -> Result<String> {
     socat::find_or_fetch()
 }
 
+/// How that program is called here, as far as it is known; nothing is fetched.
+pub fn socat_here() -> String {
+    socat::find()
+}
+
 /// Finds or fetches both tools, side by side.
 pub fn tools() -> Result<Tools> {
     tools_and(|_| Ok(())).map(|(tools, ())| tools)
@@ -92,7 +97,12 @@ pub fn toolchain() -> Result<Toolchain> {
 /// Finds or fetches the programs for networks.
 pub fn network() -> Result<Network> {
     let _lock = lock()?;
-    Ok(network::find_or_fetch())
+    Ok(network::find(true))
+}
+
+/// Those that are there; nothing is fetched.
+pub fn network_here() -> Network {
+    network::find(false)
 }
 
 /// Two set-ups at once would unpack over each other. Released when the file is closed, also by a crash.

@@ -25,6 +25,13 @@ pub struct Network {
 }
 
 impl Network {
+    /// Where `passt` is.
+    pub fn passt(&self) -> Option<PathBuf> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let mut all = env::split_paths(&path).chain(self.folders.iter().cloned());
+        all.find_map(|folder| folder.join("passt").canonicalize().ok())
+    }
+
     /// Lets a command, and what that starts, find them.
     pub fn offer(&self, command: &mut Command) -> Result<()> {
         let path = env::var_os("PATH").unwrap_or_default();
@@ -44,8 +51,9 @@ impl fmt::Display for Network {
     }
 }
 
-/// Finds or fetches them. A machine on which that fails can do all else, so it is no error: what needs them says so.
-pub(super) fn find_or_fetch() -> Network {
+/// Finds them, or fetches them if it `may`. A machine on which that fails can do all else, so it is no error: what needs
+/// them says so.
+pub(super) fn find(may_fetch: bool) -> Network {
     let path = env::var_os("PATH").unwrap_or_default();
     let has = |folder: &Path, program: &str| folder.join(program).is_file();
     let packages: Vec<_> = PROGRAMS
@@ -59,7 +67,7 @@ pub(super) fn find_or_fetch() -> Network {
     // Where Debian has them, by release.
     let folders: Vec<_> = ["usr/bin", "bin"].map(|folder| root.join(folder)).into();
     let there = || packages.iter().all(|(program, _)| folders.iter().any(|folder| has(folder, program)));
-    let fetched = if there() {
+    let fetched = if there() || !may_fetch {
         Ok(())
     } else {
         fetch(&root, &packages.iter().map(|(_, name)| *name).collect::<Vec<_>>())

@@ -28,6 +28,12 @@ pub(super) fn find_or_fetch() -> Result<String> {
     Ok(format!("{TOOL} in {}", root.display()))
 }
 
+/// The program on PATH, or the one that was unpacked, if there is one.
+pub(super) fn find() -> String {
+    let unpacked = paths::tools().join(TOOL).join("bin").join(TOOL);
+    if !runs(Path::new(TOOL)) && runs(&unpacked) { unpacked.display().to_string() } else { TOOL.into() }
+}
+
 fn runs(program: &Path) -> bool {
     let status = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
