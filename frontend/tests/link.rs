@@ -10,7 +10,7 @@ use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::rng::{FillError, Rng, RngStorage};
 use hvl_frontend::device::{InFlight, NotNow, Unfit};
 use hvl_frontend::{AttachError, Board, Clock, Instant, Link, LinkState, LinkStorage, OpenError};
-use hvl_shared_abi::header::Fault;
+use hvl_shared_abi::header::{Fault, reg};
 use hvl_shared_abi::{DeviceId, DeviceSpec, Layout, Mem, block};
 
 type TestLink = Link<'static, TestBoard>;
@@ -274,6 +274,34 @@ fn what_was_received_before_the_pmm_died_is_read_after() {
     assert_eq!(console.read(&mut bytes), Ok(5));
     let counters = link.counters();
     assert_eq!((counters.hellos, counters.sessions, counters.lost), (2, 2, 1));
+}
+
+#[test]
+fn nothing_is_handed_to_a_pmm_that_has_ended_and_what_it_has_completed_still_counts() {
+    let (board, link, mut rng, mut console, mut pmm) = running();
+    let m = *board.mem();
+    pmm.patience = 0;
+    console.write(b"sent").unwrap();
+    let used = pmm.place(DeviceId::CONSOLE, 0).used + 2;
+    let before = m.read16(used);
+    pmm.input.extend(b"late");
+    pmm.look();
+    let after = m.read16(used);
+    m.write16(used, before);
+    // As a PMM ends that was told to.
+    m.write32(reg::PMM_EPOCH, m.read32(reg::PMM_EPOCH) + 1);
+    assert_eq!(console.write(b"lost"), Err(NotNow::LinkDown));
+    assert_eq!(rng.fill(&mut [0; 4]), Err(FillError::LinkDown));
+    assert_eq!((link.state(), console.status()), (LinkState::Down, Some(DeviceStatus::Down)));
+    assert!(!link.prepare_sleep(), "there is nothing to do before the next doorbell");
+    // Seen late, by a processor that shares no cache.
+    m.write16(used, after);
+    let mut bytes = [0; 8];
+    assert_eq!(console.read(&mut bytes), Err(NotNow::LinkDown));
+    let mut pmm = Pmm::start(&board);
+    assert_eq!(console.read(&mut bytes), Ok(4), "harvested before the hello");
+    settle(&mut pmm, &link);
+    assert_eq!((&bytes[..4], &pmm.output[..]), (&b"late"[..], &b"sent"[..]));
 }
 
 #[test]

@@ -168,8 +168,7 @@ impl<'s> Cell<'s> {
     /// Returns whether the rings are sound, and whether there was anything.
     pub fn harvest<B: Board>(&mut self, link: &Link<'s, B>) -> (bool, bool) {
         let (mut sound, mut progress) = (true, false);
-        // Also before this side has seen that it runs: the PMM may have begun, and died.
-        if !matches!(self.status, DeviceStatus::Running | DeviceStatus::Starting) {
+        if !self.has_rings() {
             return (sound, progress);
         }
         for queue in self.queues.iter_mut().filter_map(Room::queue) {
@@ -179,6 +178,14 @@ impl<'s> Cell<'s> {
             }
         }
         (sound, progress)
+    }
+
+    /// Whether something may be completed. Also before this side has seen that the device runs: the PMM may have begun, and
+    /// died. And also after the session's end, until the next hello.
+    fn has_rings(&self) -> bool {
+        let status = self.status;
+        matches!(status, DeviceStatus::Running | DeviceStatus::Starting)
+            || (status == DeviceStatus::Down && self.session != 0)
     }
 
     /// Ends the session: nothing in the region belongs to this side until the next one is adopted.
@@ -192,6 +199,9 @@ impl<'s> Cell<'s> {
     #[inline(never)]
     pub fn advance<B: Board>(&mut self, link: &Link<'s, B>, session: u32) {
         if session == 0 {
+            if self.has_rings() {
+                self.status = DeviceStatus::Down;
+            }
             self.watch(link, link.is_greeting());
             return;
         }

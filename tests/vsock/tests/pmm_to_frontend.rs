@@ -7,14 +7,16 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
+use hvl_frontend::LinkState;
 use hvl_frontend::device::vsock::{Socket, SocketError, Vsock, VsockStorage};
 use hvl_pmm::device::{Device, Queues, Request};
+use hvl_shared_abi::header::reg;
 use hvl_shared_abi::ring::{Access, RingFault};
 use hvl_shared_abi::wire::vsock::{
     Config, EVENT, F_STREAM, HEADER, Header, Op, Packet, RECEIVE, Shutdown, TRANSMIT, Way,
 };
-use hvl_shared_abi::{DeviceId, Region};
-use hvl_vsock_tests::{CID, Harbor, Pmm, TestBoard, leak, region};
+use hvl_shared_abi::{DeviceId, Mem, Region};
+use hvl_vsock_tests::{CID, Harbor, Pmm, TestBoard, layout, leak, region};
 
 /// What the device says and has heard.
 #[derive(Default)]
@@ -361,6 +363,27 @@ const SCENARIOS: &[Scenario] = &[
         stage.turn();
         assert_eq!(stage.vsock.read(socket, &mut [0]), Err(SocketError::Reset));
         stage.heard(PORT);
+    }),
+    ("words of a session that come to light behind its end", |stage| {
+        let lost = stage.called(HOST);
+        let used = layout().devices()[0].queues[RECEIVE].used + 2;
+        let before = stage.m.read16(used);
+        for (from, to, op) in [(HOST, PORT, Op::Data), (1, PORT, Op::Request), (2, 4711, Op::CreditRequest)] {
+            let bytes = stage.packet(from, to, op, 0).emit(Way::ToGuest).to_vec();
+            stage.liar.0.lock().unwrap().packets.push_back((bytes, HEADER as u32));
+        }
+        stage.service();
+        let after = stage.m.read16(used);
+        stage.m.write16(used, before);
+        let epoch = stage.m.read32(reg::PMM_EPOCH);
+        stage.m.write32(reg::PMM_EPOCH, epoch + 1);
+        stage.vsock.poll();
+        assert_eq!(stage.vsock.link().state(), LinkState::Down);
+        stage.m.write16(used, after);
+        stage.pmm = Pmm::with(stage.m, stage.liar.clone());
+        assert_eq!((stage.heard(PORT), stage.heard(4711)), (Vec::new(), Vec::new()));
+        assert_eq!(stage.vsock.accept(PORT), Err(SocketError::WouldBlock));
+        assert_eq!(stage.vsock.read(lost, &mut [0]), Err(SocketError::Reset));
     }),
     ("a configuration that no guest can have", |stage| {
         for cid in [0u64, 1, 2, u64::from(u32::MAX), 1 << 32] {
