@@ -458,10 +458,10 @@ fn a_thousand_and_twenty_three_connections_at_once() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     if limit.maximum.is_some_and(|most| most < 1200) {
-        println!(
-            "SKIPPED: this process may have {:?} descriptors, fewer than the clients need",
+        hvl_test_kit::skipped(format!(
+            "this process may have {:?} descriptors, fewer than the clients need",
             limit.maximum
-        );
+        ));
         return;
     }
     limit.current = limit.maximum;
@@ -553,7 +553,7 @@ fn socat() -> Option<PathBuf> {
 #[test]
 fn socat_exchanges_four_mebibytes_with_a_listener_of_the_guest_and_the_other_way_round() {
     let Some(socat) = socat() else {
-        eprintln!("SKIPPED: socat_exchanges_four_mebibytes: no socat here; 'cargo xtask setup' gets it");
+        hvl_test_kit::skipped("socat_exchanges_four_mebibytes: no socat here; 'cargo xtask setup' gets it");
         return;
     };
     let dir = Dir::new();

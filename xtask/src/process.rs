@@ -5,10 +5,14 @@ use rustix::process::{Pid, Signal};
 use std::{
     io::{BufRead, BufReader, Read},
     os::unix::process::CommandExt,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
+
+/// What a command has said when it ends is here by then.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 
 /// The program's name, for messages.
 fn name(command: &Command) -> String {
@@ -27,6 +31,35 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("{name} failed ({status}); see above");
     }
     Ok(())
+}
+
+/// Runs a command, passes on what it says line by line on stderr, and counts the lines that begin with `mark`.
+pub fn count(command: &mut Command, mark: &str) -> Result<(ExitStatus, usize)> {
+    let name = name(command);
+    let (said, says) = std::io::pipe()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(says.try_clone()?)
+        .stderr(says)
+        .spawn()
+        .with_context(|| format!("{name} could not be started"))?;
+    // The command holds the pipe's other end, too.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let (mark, (done, all)) = (mark.to_owned(), mpsc::channel());
+    thread::spawn(move || {
+        let mut count = 0;
+        for line in BufReader::new(said).split(b'\n').map_while(Result::ok) {
+            count += usize::from(line.starts_with(mark.as_bytes()));
+            eprintln!("{}", String::from_utf8_lossy(&line));
+        }
+        let _ = done.send(count);
+    });
+    let status = child.wait()?;
+    // Not for ever: the pipe may be another's, too.
+    match all.recv_timeout(LAST_WORDS) {
+        Ok(count) => Ok((status, count)),
+        Err(_) => bail!("{name} has ended ({status}), and something that it started has not"),
+    }
 }
 
 /// Runs a command for what it prints. Its complaints become part of the error.

@@ -64,7 +64,7 @@ mod tests {
         });
         match refused.join().unwrap() {
             Some(answer) => assert_eq!(answer, Err(EndError::WouldBlock)),
-            None => eprintln!("SKIPPED: this machine lets no thread refuse itself system calls"),
+            None => hvl_test_kit::skipped("this machine lets no thread refuse itself system calls"),
         }
     }
 }

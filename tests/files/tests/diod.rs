@@ -99,7 +99,9 @@ impl Conversations for Relays {
 #[test]
 fn diod_and_the_client_understand_each_other() {
     let Some(diod) = Diod::start() else {
-        eprintln!("SKIPPED: diod_and_the_client_understand_each_other: no diod; 'cargo xtask setup' gets it");
+        hvl_test_kit::skipped(
+            "diod_and_the_client_understand_each_other: no diod; 'cargo xtask setup' gets it",
+        );
         return;
     };
     let root = diod.root.clone();

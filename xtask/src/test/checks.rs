@@ -1,6 +1,6 @@
 //! The checks that cargo makes.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::{env, process::Command};
 
 use super::Context;
@@ -37,14 +37,18 @@ pub fn doc(_: &Context) -> Result<()> {
     )
 }
 
-pub fn unit(_: &Context) -> Result<()> {
-    if let Err(why) = crate::setup::diod() {
-        eprintln!("SKIPPED: the tests of files with diod's programs: {why:#}");
+pub fn unit(context: &Context) -> Result<()> {
+    // What cannot be had is said here, and by the tests that skip for it.
+    for (what, got) in [("diod", crate::setup::diod().map(drop)), ("socat", crate::setup::socat().map(drop))]
+    {
+        if let Err(why) = got {
+            eprintln!("setup: {what}: {why:#}");
+        }
     }
-    if let Err(why) = crate::setup::socat() {
-        eprintln!("SKIPPED: the test of sockets with socat: {why:#}");
-    }
-    process::run(&mut cargo(&["test", "--quiet", "--workspace", "--all-features"]))
+    let mut tests = cargo(&["test", "--quiet", "--workspace", "--all-features"]);
+    let status = context.run_counting(&mut tests)?;
+    ensure!(status.success(), "cargo test failed ({status}); see above");
+    Ok(())
 }
 
 pub fn firmware(context: &Context) -> Result<()> {

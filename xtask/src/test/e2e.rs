@@ -1,11 +1,8 @@
 //! The end-to-end tests of `tests/e2e`: built here, given the programs and the emulator, and run as one process each.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use hvl_test_board::Launch;
-use std::{
-    env,
-    process::{Command, Stdio},
-};
+use std::{env, process::Command};
 
 use super::{Context, Skipped};
 use crate::{paths, process, setup, tied};
@@ -41,16 +38,12 @@ pub fn run(context: &Context, name: &str) -> Result<()> {
     }
     let everything = name.starts_with("everything-");
     if everything && let Err(why) = setup::socat() {
-        eprintln!("SKIPPED: sockets with socat: {why:#}");
+        eprintln!("setup: socat: {why:#}");
     }
     if everything || name.starts_with("net-") {
         setup::network()?.offer(&mut test)?;
     }
-    let status = tied::tie(&test, tied::Death::Kill)?
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr())
-        .status()
-        .context("hvl-e2e could not be started")?;
+    let status = context.run_counting(&mut tied::tie(&test, tied::Death::Kill)?)?;
     match status.code() {
         Some(0) => Ok(()),
         Some(SKIPPED) => bail!(Skipped(format!("{name} cannot run here; see above"))),

@@ -9,8 +9,13 @@ mod e2e;
 pub use bench::bench;
 
 use anyhow::{Result, bail};
-use std::{cell::OnceCell, time::Instant};
+use std::{
+    cell::{Cell, OnceCell},
+    process::{Command, ExitStatus},
+    time::Instant,
+};
 
+use crate::process;
 use crate::setup::{self, Tools};
 
 /// Options of `cargo xtask test`.
@@ -28,6 +33,8 @@ pub struct Options {
 #[derive(Default)]
 pub struct Context {
     tools: OnceCell<Tools>,
+    /// Parts of tests that said that they cannot run here.
+    skipped: Cell<usize>,
 }
 
 impl Context {
@@ -38,6 +45,13 @@ impl Context {
         }
         let tools = setup::tools()?;
         Ok(self.tools.get_or_init(|| tools))
+    }
+
+    /// Runs a command, and counts what it says is skipped.
+    fn run_counting(&self, command: &mut Command) -> Result<ExitStatus> {
+        let (status, skipped) = process::count(command, "SKIPPED: ")?;
+        self.skipped.set(self.skipped.get() + skipped);
+        Ok(status)
     }
 }
 
@@ -245,10 +259,13 @@ pub fn run(options: &Options) -> Result<()> {
             Run::EndToEnd => e2e::run(&context, test.name),
         };
         let seconds = start.elapsed().as_secs_f32();
+        let parts = context.skipped.take();
         match result {
             Ok(()) => {
-                println!("test {:16} ok      {seconds:6.1} s", test.name);
+                let but = if parts == 0 { String::new() } else { format!(", {parts} of its parts SKIPPED") };
+                println!("test {:16} ok      {seconds:6.1} s{but}", test.name);
                 passed += 1;
+                skipped += parts;
             }
             Err(error) if error.is::<Skipped>() => {
                 println!("test {:16} SKIPPED {seconds:6.1} s: {error:#}", test.name);

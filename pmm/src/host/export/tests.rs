@@ -237,9 +237,9 @@ pub(super) fn in_own_namespace(test: &str) -> bool {
         command
     };
     if !unshare("true".as_ref()).output().is_ok_and(|output| output.status.success()) {
-        eprintln!(
-            "SKIPPED: {test}: no namespace of its own in which it could mount (is 'unshare' allowed here?)"
-        );
+        hvl_test_kit::skipped(format!(
+            "{test}: no namespace of its own in which it could mount (is 'unshare' allowed here?)"
+        ));
         return false;
     }
     let name = format!("host::export::tests::{test}");

@@ -86,9 +86,10 @@ fn a_read_moves_from_the_page_cache_into_the_clients_memory() {
     folder.write("tree/f", "x");
     match moves(&folder, "f", false) {
         true => reads(&folder),
-        false => {
-            eprintln!("SKIPPED: the file system of {:?} cannot tell whether a read waits", folder.tree())
-        }
+        false => hvl_test_kit::skipped(format!(
+            "the file system of {:?} cannot tell whether a read waits",
+            folder.tree()
+        )),
     }
 }
 

@@ -350,8 +350,8 @@ fn only_files_and_directories_are_opened() {
     if device("device") {
         names.push("device");
     } else {
-        eprintln!(
-            "SKIPPED: only_files_and_directories_are_opened, the part of the device node: only root makes one"
+        hvl_test_kit::skipped(
+            "only_files_and_directories_are_opened, the part of the device node: only root makes one",
         );
     }
     let mut client = Client::on(&folder);
