@@ -116,7 +116,8 @@ impl Directory {
         }
         // A line before the answer is what a block needs beyond the message.
         let pool = u32::from(FLIGHT) * (msize + 64);
-        let shared = SharedDirectory { path, tag: "bench".into(), read_only: false, squash: false };
+        let shared =
+            SharedDirectory { path, tag: "bench".into(), read_only: false, owners: Default::default() };
         let device = DirectoryDescription { shared, queue: 2 * FLIGHT, pool };
         let size = (pool + (1 << 20)).next_multiple_of(4096);
         let wire = serve(place, &name, size, DeviceDescription::Directory(device))?;
