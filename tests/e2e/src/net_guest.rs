@@ -14,8 +14,8 @@ use hvl_frontend::device::net::{MAX_FRAME, Net, NetStorage, Options};
 use hvl_frontend::{Clock, Instant, Link, LinkStorage, Wait};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
-use smoltcp::socket::{dhcpv4, icmp, tcp};
-use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Cidr};
+use smoltcp::socket::{icmp, tcp};
+use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr};
 
 use crate::CRC;
 use crate::board::Process;
@@ -45,9 +45,9 @@ pub struct NetGuest {
     /// The socket at which it listens for its doorbell.
     #[arg(long, value_name = "PATH")]
     doorbell: PathBuf,
-    /// Its address in a network of 24 bits; by DHCP if not given.
+    /// Its address in a network of 24 bits.
     #[arg(long, value_name = "ADDRESS")]
-    address: Option<Ipv4Addr>,
+    address: Ipv4Addr,
     /// Leave checksums to the other side.
     #[arg(long)]
     checksums: bool,
@@ -158,10 +158,8 @@ pub fn run(guest: &NetGuest) -> Result<()> {
     let mut interface = Interface::new(Config::new(EthernetAddress(mac).into()), &mut phy, start);
     let mut sockets = SocketSet::new(Vec::new());
     let mut work = Work::new(guest, &mut sockets);
-    if let Some(address) = guest.address {
-        interface.update_ip_addrs(|all| _ = all.push(IpCidr::new(address.into(), 24)));
-        say(&format!("address {address}"));
-    }
+    interface.update_ip_addrs(|all| _ = all.push(IpCidr::new(guest.address.into(), 24)));
+    say(&format!("address {}", guest.address));
     loop {
         let at = now(&process);
         interface.poll(at, &mut phy, &mut sockets);
@@ -189,7 +187,6 @@ fn sleep(process: &Process, net: &mut Net<'_, Process>, delay: Option<u64>) {
 /// What is under way.
 struct Work {
     plan: NetGuest,
-    dhcp: Option<SocketHandle>,
     icmp: SocketHandle,
     /// Several, because a connection that nobody ends any more keeps its own from listening.
     http: [Answering; 4],
@@ -214,11 +211,9 @@ fn stream() -> tcp::Socket<'static> {
 impl Work {
     fn new(plan: &NetGuest, sockets: &mut SocketSet<'static>) -> Work {
         let packets = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 16], vec![0; 4096]);
-        let dhcp = plan.address.is_none().then(|| sockets.add(dhcpv4::Socket::new()));
         static DIGEST: crc::Crc<u32> = CRC;
         Work {
             plan: plan.clone(),
-            dhcp,
             icmp: sockets.add(icmp::Socket::new(packets(), packets())),
             http: std::array::from_fn(|_| Answering::new(sockets.add(stream()))),
             sink: sockets.add(stream()),
@@ -240,23 +235,12 @@ impl Work {
         longest: usize,
         now: Instant,
     ) -> Result<bool> {
-        if let Some(dhcp) = self.dhcp
-            && let Some(dhcpv4::Event::Configured(found)) = sockets.get_mut::<dhcpv4::Socket>(dhcp).poll()
-        {
-            set_address(interface, found.address);
-            if let Some(router) = found.router {
-                interface.routes_mut().add_default_ipv4_route(router)?;
-            }
-            say(&format!("address {}", found.address.address()));
-        }
         let mut busy = false;
         for http in &mut self.http {
             busy |= http.turn(sockets.get_mut::<tcp::Socket>(http.socket), longest)?;
         }
         busy |= self.take(sockets.get_mut::<tcp::Socket>(self.sink))?;
-        if interface.ipv4_addr().is_some()
-            && let Some(peer) = self.plan.ping
-        {
+        if let Some(peer) = self.plan.ping {
             if self.pings.1 + self.lost < self.plan.count {
                 busy |= self.ping(sockets.get_mut::<icmp::Socket>(self.icmp), peer, now)?;
             } else if self.plan.send != 0 {
@@ -417,11 +401,4 @@ impl Answering {
         }
         Ok(moved != 0)
     }
-}
-
-fn set_address(interface: &mut Interface, address: Ipv4Cidr) {
-    interface.update_ip_addrs(|all| {
-        all.clear();
-        _ = all.push(IpCidr::Ipv4(address));
-    });
 }

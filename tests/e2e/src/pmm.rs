@@ -75,6 +75,17 @@ impl Pmm {
         self.ask("follow", what, wanted)
     }
 
+    /// What the host end of the first device of this name says of itself, as soon as it is as wanted.
+    pub fn host_end(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let host = |status: &Value| {
+            let devices = status["links"][0]["devices"].as_array();
+            let mut named = devices.into_iter().flatten().filter(|device| device["name"] == name);
+            named.next().and_then(|device| device["host"].as_str()).unwrap_or_default().to_string()
+        };
+        let what = format!("the host end of {name} to be another");
+        Ok(host(&self.wait_for(&what, |status| wanted(&host(status)))?))
+    }
+
     fn ask(&self, question: &str, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Result<Value> {
         let mut stream = UnixStream::connect(&self.control).context("the pmm's control socket")?;
         stream.write_all(format!("{question}\n").as_bytes())?;

@@ -156,11 +156,6 @@ const TESTS: &[Test] = &[
         run: Run::EndToEnd,
     },
     Test {
-        name: "net-user",
-        about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
-        run: Run::EndToEnd,
-    },
-    Test {
         name: "stuck-files",
         about: "a read that the kernel holds holds up nothing else, also through a reboot of the guest",
         run: Run::EndToEnd,
@@ -205,12 +200,12 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "everything-host",
-        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; a process",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat, and deaths of passt; a process",
         run: Run::EndToEnd,
     },
     Test {
         name: "everything-r5",
-        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; the board",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat, and deaths of passt; the board",
         run: Run::EndToEnd,
     },
     Test {

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal};
 
 use super::net::is_where_passt_runs;
 use super::sockets::{Caller, exchange, listens, socat, with_socat};
@@ -49,20 +50,45 @@ pub fn run(tools: &Tools, name: &str, kind: Kind) -> Result<()> {
     }
     let adoptions = &rig.pmm()?.status()?["links"][0]["adoptions"];
     ensure!(adoptions == 1, "it was to be one start of the guest, and the pmm counts {adoptions}");
-    // The pmm goes, and passt with it. Whoever calls before the guest has found the next one waits for long.
+    let start = Instant::now();
+    rustix::process::kill_process(passt(&rig, 1)?, Signal::KILL)?;
+    let second = passt(&rig, 2)?;
+    page_again(&rig, &page)?;
+    println!("passt was killed: the page came again after {:.2} s", start.elapsed().as_secs_f64());
+    // It ends with the pmm. Whoever calls before the guest has found the next one waits for long.
     rig.kill_pmm()?;
     let start = Instant::now();
+    let guard = Guard::new(UP, "passt to end with its pmm");
+    let life = format!("/proc/{}/cmdline", second.as_raw_nonzero());
+    while fs::read_to_string(&life).is_ok_and(|line| line.contains("passt")) {
+        guard.left()?;
+        std::thread::yield_now();
+    }
     rig.start_pmm()?;
     rig.pmm()?.wait_for("all five devices to run again", |status| {
         let devices = status["links"][0]["devices"].as_array();
         devices.is_some_and(|all| all.len() == 5 && all.iter().all(|device| device["state"] == "running"))
     })?;
-    let guard = Guard::new(UP, "the page after the pmm was killed");
+    page_again(&rig, &page)?;
+    println!("the pmm was killed: the page came again after {:.2} s", start.elapsed().as_secs_f64());
+    rig.check()
+}
+
+/// The process that is the guest's network, when it is the so-manyth of its pmm.
+fn passt(rig: &Rig<'_>, start: u32) -> Result<Pid> {
+    let number = format!("start {start}");
+    let end = rig.pmm()?.host_end("net", |end| end.starts_with("passt ") && end.contains(&number))?;
+    let id = end.split([' ', ',']).nth(1).and_then(|id| id.parse().ok());
+    id.and_then(Pid::from_raw).with_context(|| format!("'{end}' has no process id"))
+}
+
+/// Fetches the page until it comes.
+fn page_again(rig: &Rig<'_>, page: &[u8]) -> Result<()> {
+    let guard = Guard::new(UP, "the page to come again");
     while !curl(rig.dir(), "page").is_ok_and(|again| again == page) {
         guard.left()?;
     }
-    println!("the pmm was killed: the page came again after {:.2} s", start.elapsed().as_secs_f64());
-    rig.check()
+    Ok(())
 }
 
 /// Types a line and plays this machine's part of it. What the guest said, and how many bytes went one way at least.

@@ -83,12 +83,6 @@ pub const TESTS: &[Test] = &[
         run: net::tap,
     },
     Test {
-        name: "net-user",
-        about: "passt in a network namespace: DHCP, HTTP through a forwarded port, its death",
-        board: false,
-        run: net::user,
-    },
-    Test {
         name: "stuck-files",
         about: "a read that the kernel holds holds up nothing else, also through a reboot of the guest",
         board: false,
@@ -168,13 +162,13 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "everything-host",
-        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; a process",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat, and deaths of passt; a process",
         board: false,
         run: |tools| everything::run(tools, "everything-host", Kind::Host),
     },
     Test {
         name: "everything-r5",
-        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat; the board",
+        about: "a script for all five devices in one start: 16 MiB of files, 10,000 entries, DHCP, curl, socat, and deaths of passt; the board",
         board: true,
         run: |tools| everything::run(tools, "everything-r5", Kind::R5),
     },

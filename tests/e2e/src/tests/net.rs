@@ -130,16 +130,6 @@ impl Node {
         };
         self.pmm()?.wait_for("bytes to go through the card", |status| moved(status) >= bytes).map(drop)
     }
-
-    /// Waits until the card's host end is as wanted.
-    fn host_end(&self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let host = |status: &serde_json::Value| {
-            let devices = status["links"][0]["devices"].as_array();
-            let mut cards = devices.into_iter().flatten().filter(|device| device["name"] == "net");
-            cards.next().and_then(|card| card["host"].as_str()).unwrap_or_default().to_string()
-        };
-        Ok(host(&self.pmm()?.wait_for("the card's host end", |status| wanted(&host(status)))?))
-    }
 }
 
 /// Two links with a cable between them: ping without loss, 16 MiB over TCP; then with datagrams, and PMMs that are killed.
@@ -158,7 +148,7 @@ pub fn joined(tools: &Tools) -> Result<()> {
     let mut two = Node::new(tools, &dir, "two", &ends[1])?;
     one.start_pmm()?;
     two.start_pmm()?;
-    one.host_end(|end| end.starts_with("peer connected"))?;
+    one.pmm()?.host_end("net", |end| end.starts_with("peer connected"))?;
     across(tools, "stream", &mut one, &mut two)?;
     drop((one, two));
 
@@ -253,8 +243,8 @@ pub fn through_qemu(tools: &Tools) -> Result<()> {
     let stream =
         |role: &str, path: &Path| format!("stream,server={role},addr.type=unix,addr.path={}", path.display());
     let mut between = qemu(tools, &dir, [stream("on", &a), stream("off", &b)])?;
-    one.host_end(|end| end.starts_with("peer connected"))?;
-    two.host_end(|end| end.starts_with("peer connected"))?;
+    one.pmm()?.host_end("net", |end| end.starts_with("peer connected"))?;
+    two.pmm()?.host_end("net", |end| end.starts_with("peer connected"))?;
     across(tools, "streams", &mut one, &mut two)?;
     between.check()?;
     drop((one, two, between));
@@ -413,38 +403,5 @@ pub fn tap(tools: &Tools) -> Result<()> {
     node.kill_pmm()?;
     node.start_pmm()?;
     fetch(&dir, "10.77.0.2", size)?;
-    Ok(())
-}
-
-/// `passt`: an address by DHCP, HTTP through a forwarded port, and again after its death.
-pub fn user(tools: &Tools) -> Result<()> {
-    if !is_where_passt_runs(tools, "net-user")? {
-        return Ok(());
-    }
-    let dir = directory(tools, "user")?;
-    let mut node = Node::new(tools, &dir, "user", "mode=user,forward=18080:80")?;
-    node.start_pmm()?;
-    node.start_guest(&[])?;
-    let address = node.expect("address")?;
-    ensure!(address == "10.99.0.2", "the address by DHCP is {address}");
-    let size = tools.scaled(4) * MIB;
-    let start = Instant::now();
-    fetch(&dir, "127.0.0.1:18080", size)?;
-    println!("user: {address} by DHCP, {size} bytes by HTTP in {:.2} s", start.elapsed().as_secs_f32());
-    let end = node.host_end(|end| end.starts_with("passt "))?;
-    let id = end.split([' ', ',']).nth(1).and_then(|id| id.parse().ok()).context("no process id")?;
-    let id = rustix::process::Pid::from_raw(id).context("no process id")?;
-    rustix::process::kill_process(id, rustix::process::Signal::KILL)?;
-    node.host_end(|end| end.contains("start 2"))?;
-    fetch(&dir, "127.0.0.1:18080", size).context("after passt was killed")?;
-    // It ends with the PMM, however that ends.
-    let end = node.host_end(|end| end.starts_with("passt "))?;
-    let id: i32 = end.split([' ', ',']).nth(1).and_then(|id| id.parse().ok()).context("no process id")?;
-    node.kill_pmm()?;
-    let guard = Guard::new(LONG, format!("passt {id} to end with its pmm"));
-    while std::fs::read_to_string(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.contains("passt")) {
-        guard.left()?;
-        std::thread::yield_now();
-    }
     Ok(())
 }
