@@ -170,7 +170,10 @@ fn measured(
     addresses: [&str; 2],
     mut listens: impl FnMut() -> Result<bool>,
 ) -> Result<String> {
-    let Some(socat) = socat() else { return Ok(String::new()) };
+    let Some(socat) = socat() else {
+        println!("SKIPPED: '{line}': there is no socat; 'cargo xtask setup' gets it");
+        return Ok(String::new());
+    };
     let mut far_end = Running::spawn("socat", process::command(socat)?.args(addresses))?;
     let guard = Guard::new(UP, format!("socat to listen at {}", addresses[0]));
     while !listens()? {
