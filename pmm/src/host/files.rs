@@ -79,7 +79,9 @@ struct Work {
     generation: u64,
     jobs: VecDeque<Job>,
     done: Vec<Done>,
-    /// Changes of earlier generations that are under way.
+    /// Conversations that are over.
+    ended: Vec<Arc<dyn Conversation>>,
+    /// Changes of earlier generations that are under way, and conversations that are over and not ended yet.
     old_changes: usize,
     /// Changes of this generation that are.
     changes: usize,
@@ -97,21 +99,21 @@ impl Work {
         Some(job)
     }
 
-    /// Files what became of a job, and keeps its memory. `true`: it was the last change of an earlier generation.
-    fn finish(&mut self, job: Job, answer: Vec<u8>) -> bool {
-        if job.changes {
-            let under_way =
-                if job.generation == self.generation { &mut self.changes } else { &mut self.old_changes };
-            *under_way = under_way.saturating_sub(1);
-        }
-        self.keep(job.request);
-        let current = job.generation == self.generation;
+    /// Files what became of a job. `true`: it was the last change of an earlier generation.
+    fn finish(&mut self, done: Done, changes: bool) -> bool {
+        let current = done.generation == self.generation;
         if current {
-            self.done.push(Done { generation: job.generation, id: job.id, answer });
+            self.changes = self.changes.saturating_sub(usize::from(changes));
+            self.done.push(done);
         } else {
-            self.keep(answer);
+            self.keep(done.answer);
         }
-        job.changes && !current && self.old_changes == 0
+        changes && !current && self.old_change_is_over()
+    }
+
+    fn old_change_is_over(&mut self) -> bool {
+        self.old_changes = self.old_changes.saturating_sub(1);
+        self.old_changes == 0
     }
 
     fn keep(&mut self, mut bytes: Vec<u8>) {
@@ -137,23 +139,44 @@ impl Room {
     fn serve(&self) {
         let mut work = self.work();
         while !work.closing {
-            let Some(job) = work.next() else {
+            if let Some(ended) = work.ended.pop() {
+                drop(work);
+                self.end(ended);
+            } else if let Some(job) = work.next() {
+                let spare = work.spare.pop().unwrap_or_default();
+                drop(work);
+                let answer = job.answer(spare);
+                self.finish(job, answer);
+            } else {
                 work = self.news.wait(work).unwrap_or_else(PoisonError::into_inner);
                 continue;
-            };
-            let spare = work.spare.pop().unwrap_or_default();
-            drop(work);
-            let answer = job.answer(spare);
-            self.finish(job, answer);
+            }
             work = self.work();
         }
     }
 
+    /// Closes what a client had open, which may take as long as a file system likes.
+    fn end(&self, ended: Arc<dyn Conversation>) {
+        drop(ended);
+        let freed = self.work().old_change_is_over();
+        self.tell(freed);
+    }
+
     fn finish(&self, job: Job, answer: Vec<u8>) {
-        let freed = self.work().finish(job, answer);
+        let Job { generation, id, changes, request, with, .. } = job;
+        // The last one of a client that is gone closes its files: while nobody waits for the lock.
+        drop(with);
+        let mut work = self.work();
+        work.keep(request);
+        let freed = work.finish(Done { generation, id, answer }, changes);
+        drop(work);
+        self.tell(freed);
+    }
+
+    /// `freed`: changes that waited may begin.
+    fn tell(&self, freed: bool) {
         self.waker.wake();
         if freed {
-            // Changes that waited for it may begin.
             self.news.notify_all();
         }
     }
@@ -166,6 +189,8 @@ pub struct Worker(Arc<Room>);
 impl Worker {
     /// The first message that may begin, if there is one. [`Worker::finish`] ends it.
     pub fn begin(&self) -> Option<Job> {
+        let ended = std::mem::take(&mut self.0.work().ended);
+        ended.into_iter().for_each(|ended| self.0.end(ended));
         self.0.work().next()
     }
     /// Does what a message asks for.
@@ -269,6 +294,10 @@ impl Drop for Files {
 
 impl MessageServer for Files {
     fn submit(&mut self, id: usize, len: usize, room: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
+        // One that reboots faster than files can be closed waits.
+        if self.current.is_none() && self.room.work().ended.len() >= PENDING {
+            return false;
+        }
         let bytes = len.saturating_add(room.min(MAX_MSIZE as usize));
         let under_way = self.bytes_under_way();
         if under_way != 0 && under_way.saturating_add(bytes) > BUDGET {
@@ -337,12 +366,15 @@ impl MessageServer for Files {
     }
 
     fn forget(&mut self) {
-        self.current = None;
+        let ended = self.current.take();
         self.under_way = [None; PENDING];
         self.flushed.clear();
         let mut work = self.room.work();
         work.generation += 1;
-        work.old_changes += std::mem::take(&mut work.changes);
+        work.old_changes += std::mem::take(&mut work.changes) + usize::from(ended.is_some());
+        // A worker lets go of it: closing its files may block, and their locks are gone only then.
+        work.ended.extend(ended);
+        self.room.news.notify_one();
         work.jobs.clear();
         work.done.clear();
     }

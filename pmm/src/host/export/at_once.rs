@@ -28,7 +28,9 @@ impl Session {
         let len = data.iter().map(Piece::len).sum::<usize>();
         let fits = prefix.checked_add(len)? <= usize::try_from(self.msize()).ok()?;
         position(offset, len).filter(|_| fits && len > 0)?;
-        let file = self.try_fid(fid)?.try_open()?;
+        // Held to the end: a file that is clunked meanwhile is closed by whoever clunks it, not here.
+        let table = self.try_table()?;
+        let file = table.get(fid).ok()?.try_open()?;
         // What it was not opened for, and directories, the kernel refuses.
         let (reply, payload) = match request.message {
             Request::Read { .. } => {

@@ -208,13 +208,13 @@ impl Session {
         locked(&self.table)
     }
 
-    pub(super) fn fid(&self, fid: u32) -> Result<Arc<Fid>, Errno> {
-        self.table().get(fid)
+    /// The same without ever waiting; `None` if somebody else is at it.
+    pub(super) fn try_table(&self) -> Option<std::sync::MutexGuard<'_, Table>> {
+        self.table.try_lock().ok()
     }
 
-    /// The same without ever waiting; `None` also if somebody else is at it.
-    pub(super) fn try_fid(&self, fid: u32) -> Option<Arc<Fid>> {
-        self.table.try_lock().ok()?.get(fid).ok()
+    pub(super) fn fid(&self, fid: u32) -> Result<Arc<Fid>, Errno> {
+        self.table().get(fid)
     }
 
     /// A fid that is a directory.

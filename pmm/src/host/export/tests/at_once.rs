@@ -1,6 +1,6 @@
 //! What needs no worker, and what is left to one.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hvl_shared_abi::wire::p9::{Parsed, Payload, REPLY_PREFIX};
 use hvl_shared_abi::{Attribute, Mem, Piece, Region};
@@ -199,6 +199,40 @@ fn no_write_at_once_where_it_would_be_refused_appended_or_waits_for_the_disk() {
     client.reach_open(1, "f", open::READ_ONLY);
     assert_eq!(ask(&client, Request::Write { fid: 1, offset: 0, count: Payload(6) }, &data), None);
     assert_eq!(folder.read("tree/f"), "0123456789");
+}
+
+#[test]
+fn a_file_that_is_clunked_while_it_is_read_is_closed_when_the_clunk_is_answered() {
+    let folder = Folder::within(Path::new("/dev/shm"));
+    folder.write("tree/f", vec![b'x'; 3 * LEN as usize]);
+    // One for the root, two for a file that is open.
+    let rules = Rules { descriptors: 3, ..Rules::default() };
+    let export = Export::open(&folder.tree(), "tag", rules, "test").unwrap();
+    let (mut one, mut other) = (Client::attached(&export), Client::attached(&export));
+    let memory = memory();
+    for _ in 0..100 {
+        one.reach_open(1, "f", open::READ_ONLY);
+        let (one, reading) = (&one, &AtomicBool::new(false));
+        let read = || {
+            let data = [memory.piece(0, LEN).unwrap(); 3];
+            ask(one, Request::Read { fid: 1, offset: 0, count: 3 * LEN }, &data)
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let first = read();
+                reading.store(true, Ordering::Release);
+                assert!(first.is_some());
+                while read().is_some() {}
+            });
+            while !reading.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            let message = Request::Clunk { fid: 1 };
+            one.session.answer(&Parsed { tag: 8, message, payload: &[] }, &mut [0; 64]);
+            other.reach_open(1, "f", open::READ_ONLY);
+        });
+        other.clunk(1).ok();
+    }
 }
 
 #[test]
