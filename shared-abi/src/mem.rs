@@ -111,7 +111,9 @@ pub trait Mem {
     fn invalidate(&self, at: u32, len: u32);
 
     /// These bytes for a system call that moves data to or from them. `None` where none may: outside the region, in
-    /// Device memory, which only aligned words reach, and in a memory that is only modelled.
+    /// Device memory, which only aligned words reach, in a memory that is only modelled, and where nobody keeps the
+    /// caches coherent: what a call moved before it failed would stay in a cache, and be written back some day over what
+    /// the peer has there by then.
     fn piece(&self, _at: u32, _len: u32) -> Option<Piece> {
         None
     }
@@ -409,7 +411,8 @@ impl Mem for Region {
     #[inline]
     #[allow(unsafe_code)]
     fn piece(&self, at: u32, len: u32) -> Option<Piece> {
-        let reachable = inside(at, len, self.len) && self.attribute != Attribute::Device;
+        let kept = matches!(self.attribute, Attribute::Coherent | Attribute::NonCacheable);
+        let reachable = kept && inside(at, len, self.len);
         // SAFETY: `at` is at most the region's length, so the sum stays within it or one past its end.
         reachable.then(|| Piece { start: unsafe { self.base.add(at as usize) }, len: len as usize })
     }

@@ -202,25 +202,11 @@ impl<const N: usize> Request<N> {
         let (mut next, mut count) = (skip, 0usize);
         while next < end {
             let Some((at, len)) = self.stretch(access, next, end.wrapping_sub(next) as usize) else { break };
-            if access == Access::Readable {
-                m.invalidate(at, len);
-            }
             *into.get_mut(count)? = m.piece(at, len)?;
             next = next.saturating_add(len);
             count = count.saturating_add(1);
         }
         Some(count)
-    }
-
-    /// Counts `bytes` behind what was written as written too, by a system call into [`pieces`](Self::pieces).
-    pub fn filled<M: Mem>(&mut self, m: &M, bytes: u32) {
-        let end = self.done.saturating_add(bytes);
-        while self.done < end {
-            let left = end.wrapping_sub(self.done) as usize;
-            let Some((at, len)) = self.stretch(Access::Writable, self.done, left) else { break };
-            m.clean(at, len);
-            self.advance(len as usize);
-        }
     }
 
     /// Copies bytes into the writable segments, where the last call ended. Returns how many fitted.

@@ -73,7 +73,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, into: &[Piece], offset: u64, waiting: Wai
     call(libc::preadv2, fd, into, offset, waiting)
 }
 
-/// Writes the pieces to a file from `offset` on; how many bytes.
-pub(crate) fn write(fd: BorrowedFd<'_>, from: &[Piece], offset: u64, waiting: Waiting) -> io::Result<usize> {
-    call(libc::pwritev2, fd, from, offset, waiting)
+/// Writes the pieces to a file that is memory from `offset` on; how many bytes.
+pub(crate) fn write(fd: BorrowedFd<'_>, from: &[Piece], offset: u64) -> io::Result<usize> {
+    call(libc::pwritev2, fd, from, offset, Waiting::Memory)
 }

@@ -57,7 +57,7 @@ impl<S: MessageServer> P9<S> {
         let transfer = Transfer { request: parsed, data: pieces.get(..used)?, answer: &mut answer };
         let payload = self.server.at_once(transfer)?;
         request.write(m, &answer);
-        request.filled(m, payload);
+        request.advance(payload as usize);
         Some(count.max(payload))
     }
 

@@ -51,12 +51,11 @@ impl Session {
 /// Reads all that is asked for, or what is left of the file.
 fn read(file: &OpenFile, into: &[Piece], len: usize, offset: u64) -> Option<usize> {
     let got = pieces::read(file.as_fd(), into, offset, file.waiting).ok()?;
-    if got == len || got == 0 || file.ends_at(position(offset, got)?) { Some(got) } else { None }
+    if got == len || file.ends_at(position(offset, got)?) { Some(got) } else { None }
 }
 
-/// Writes all. Not to files that are appended to, where doing it again would do harm, nor to those whose writes wait
-/// for the disk.
+/// Writes all. Not to files that are appended to, where doing it again would do harm, nor to those that a disk has.
 fn write(file: &OpenFile, from: &[Piece], len: usize, offset: u64) -> Option<()> {
-    let put = file.plain_writes.then(|| pieces::write(file.as_fd(), from, offset, file.waiting))?;
+    let put = file.plain_writes.then(|| pieces::write(file.as_fd(), from, offset))?;
     (put.ok()? == len).then_some(())
 }

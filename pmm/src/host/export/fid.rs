@@ -1,12 +1,11 @@
 //! Fids: the numbers by which a client names what it has reached, and what is open behind them.
 
 use std::collections::HashMap;
-use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hvl_shared_abi::wire::p9::Errno;
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use super::resolve::{Counted, Node, split};
 use crate::sys::pieces::Waiting;
@@ -26,9 +25,9 @@ pub struct OpenFile {
     file: Counted,
     pub(super) directory: bool,
     pub(super) writable: bool,
-    /// A write is over when the page cache has it, and puts its bytes where it says.
+    /// A write waits for no disk, and puts its bytes where it says.
     pub(super) plain_writes: bool,
-    /// What a read or a write at once may do.
+    /// What a read at once may do.
     pub(super) waiting: Waiting,
     /// Held from seeking in a directory to reading it.
     pub(super) position: Mutex<()>,
@@ -43,17 +42,18 @@ impl OpenFile {
             file,
             directory,
             writable: flags & OFlags::RWMODE != OFlags::RDONLY,
-            plain_writes: !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
+            // No other file system: while one is frozen, even a write that may not wait does.
+            plain_writes: in_memory && !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
             waiting: if in_memory { Waiting::Memory } else { Waiting::Never },
             position: Mutex::new(()),
         }
     }
 
-    /// Whether it has no byte at `offset`, if that can be said without waiting.
+    /// Whether it ends at `offset` or before, if that can be said without waiting. Not by a read of nothing: in Linux 5.9
+    /// and 5.10 one that may not wait finds that anywhere.
     pub(super) fn ends_at(&self, offset: u64) -> bool {
-        let mut byte = [0];
-        let into = &mut [IoSliceMut::new(&mut byte)];
-        rustix::io::preadv2(self, into, offset, self.waiting.flags()) == Ok(0)
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        rustix::fs::statx(self, c"", flags, StatxFlags::SIZE).is_ok_and(|status| status.stx_size <= offset)
     }
 }
 

@@ -44,21 +44,13 @@ fn head(reply: Reply<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Whether this kernel moves data of this file without waiting.
-fn moves(folder: &Folder, name: &str, write: bool) -> bool {
-    let file = std::fs::File::options().read(true).write(true).open(folder.tree().join(name)).unwrap();
+/// Whether this kernel reads this file without waiting.
+fn moves(folder: &Folder, name: &str) -> bool {
+    let file = std::fs::File::open(folder.tree().join(name)).unwrap();
     let mut byte = [0];
     rustix::io::pread(&file, &mut byte[..], 0).unwrap();
-    match write {
-        true => {
-            let one = [std::io::IoSlice::new(&byte)];
-            rustix::io::pwritev2(&file, &one, 0, ReadWriteFlags::NOWAIT).is_ok()
-        }
-        false => {
-            let one = &mut [std::io::IoSliceMut::new(&mut byte)];
-            rustix::io::preadv2(&file, one, 0, ReadWriteFlags::NOWAIT).is_ok()
-        }
-    }
+    let one = &mut [std::io::IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(&file, one, 0, ReadWriteFlags::NOWAIT).is_ok()
 }
 
 fn reads(folder: &Folder) {
@@ -84,7 +76,7 @@ fn reads(folder: &Folder) {
 fn a_read_moves_from_the_page_cache_into_the_clients_memory() {
     let folder = Folder::new();
     folder.write("tree/f", "x");
-    match moves(&folder, "f", false) {
+    match moves(&folder, "f") {
         true => reads(&folder),
         false => hvl_test_kit::skipped(format!(
             "the file system of {:?} cannot tell whether a read waits",
@@ -139,12 +131,13 @@ fn a_write_to_a_file_that_is_memory_needs_no_worker() {
 }
 
 #[test]
-fn a_write_that_would_wait_is_left_to_a_worker() {
+fn a_write_to_a_file_on_a_disk_is_left_to_a_worker() {
     let folder = Folder::new();
-    folder.write("tree/f", "x");
-    let (moves, answer) = (moves(&folder, "f", true), write(&folder));
-    assert_eq!(answer.is_some(), moves);
-    assert_eq!(folder.read("tree/f"), if moves { "0123abcde9" } else { "0123456789" });
+    if rustix::fs::statfs(folder.tree()).unwrap().f_type == 0x0102_1994 {
+        return eprintln!("SKIPPED: {:?} is memory", folder.tree());
+    }
+    assert_eq!(write(&folder), None);
+    assert_eq!(folder.read("tree/f"), "0123456789");
 }
 
 #[test]
@@ -236,11 +229,13 @@ fn a_file_that_is_clunked_while_it_is_read_is_closed_when_the_clunk_is_answered(
 }
 
 #[test]
-fn no_piece_lies_outside_a_region_or_in_device_memory() {
+fn no_piece_lies_outside_a_region_or_in_memory_that_takes_more_than_a_copy() {
     let memory = memory();
     assert!(memory.piece(LEN, 0).is_some_and(|piece| piece.is_empty()));
     assert!(memory.piece(LEN - 1, 1).is_some() && memory.piece(0, LEN).is_some());
     assert!(memory.piece(LEN - 1, 2).is_none() && memory.piece(u32::MAX, 2).is_none());
-    let device = Region::in_words(vec![AtomicU32::new(0)].leak(), Attribute::Device);
-    assert!(device.piece(0, 4).is_none());
+    for attribute in [Attribute::Device, Attribute::CachedNonCoherent] {
+        let other = Region::in_words(vec![AtomicU32::new(0)].leak(), attribute);
+        assert!(other.piece(0, 4).is_none(), "{attribute:?}");
+    }
 }
