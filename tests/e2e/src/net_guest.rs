@@ -29,6 +29,8 @@ const SINK: u16 = 7000;
 const WINDOW: usize = 256 << 10;
 /// Of the echo requests.
 const IDENT: u16 = 0x4856;
+/// Bytes of an echo request, and of its answer.
+const ECHOED: usize = 1000;
 
 /// What the guest is told.
 #[derive(Args, Clone, Debug)]
@@ -287,6 +289,7 @@ impl Work {
             let parsed = Icmpv4Repr::parse(&packet, &smoltcp::phy::ChecksumCapabilities::default());
             if let Ok(Icmpv4Repr::EchoReply { ident: IDENT, seq_no, data }) = parsed
                 && seq_no == self.pings.0
+                && data.len() == ECHOED
                 && data.iter().zip(0u64..).all(|(byte, at)| *byte == pattern(at + u64::from(seq_no)))
             {
                 self.pings.1 += 1;
@@ -302,7 +305,7 @@ impl Work {
             }
             self.pings.0 += 1;
             self.pinged_at = now.micros();
-            let mut data = [0; 1000];
+            let mut data = [0; ECHOED];
             fill(&mut data, self.pings.0.into());
             let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: self.pings.0, data: &data };
             let room = socket.send(request.buffer_len(), IpAddress::Ipv4(peer))?;

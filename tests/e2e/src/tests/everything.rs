@@ -1,6 +1,7 @@
 //! All five devices in one start of guest and pmm, by a script that is typed at the guest, with stock programs at this
 //! machine's end, and without a single right: see `tests/guests/scripts/everything.hvl`.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
@@ -21,6 +22,8 @@ use crate::{Tools, summed};
 
 const SCRIPT: &str = include_str!("../../../guests/scripts/everything.hvl");
 const WEB: &str = "http://127.0.0.1:18080";
+/// Bytes of the large file.
+const FILLED: usize = 16 << 20;
 /// Files in the large directory.
 const ENTRIES: u64 = 10_000;
 
@@ -95,11 +98,32 @@ fn page_again(rig: &Rig<'_>, page: &[u8]) -> Result<()> {
 fn step(rig: &mut Rig<'_>, line: &str, page: &[u8], entries: u64) -> Result<(String, usize)> {
     let words: Vec<_> = line.split(' ').collect();
     let caller = match words[..] {
-        ["fill" | "sum", path, ..] => {
+        ["fill", path, _] => {
             let said = rig.command(line)?;
             let bytes = fs::read(rig.shared().join(path))?;
             ensure!(said.ends_with(&format!(" {}\n", summed(&bytes))), "{said:?} is not {}", summed(&bytes));
+            ensure!(bytes.len() == FILLED, "{} bytes are in the file", bytes.len());
+            // So that none can stand for another.
+            let blocks: HashSet<_> = bytes.chunks(4096).collect();
+            ensure!(blocks.len() == FILLED / 4096, "only {} blocks differ", blocks.len());
             return Ok((said, bytes.len()));
+        }
+        ["sum", path] => {
+            let said = rig.command(line)?;
+            let path = rig.shared().join(path);
+            let mut bytes = fs::read(&path)?;
+            ensure!(said.ends_with(&format!(" {}\n", summed(&bytes))), "{said:?} is not {}", summed(&bytes));
+            // It is what lies there now, and not what was written once.
+            let last = bytes.last_mut().context("an empty file")?;
+            *last = !*last;
+            fs::write(&path, &bytes)?;
+            let again = rig.command(line)?;
+            ensure!(
+                again.ends_with(&format!(" {}\n", summed(&bytes))),
+                "{again:?} is not {}",
+                summed(&bytes)
+            );
+            return Ok((said, 2 * bytes.len()));
         }
         ["ls", "-l", ..] => {
             let said = rig.command(line)?;
