@@ -130,6 +130,15 @@ impl Directory {
         let mut buffer = vec![0; msize as usize];
         let units = [files.read(&mut file, 0, &mut buffer)?, files.write(&mut file, 0, &buffer)?];
         ensure!(units.iter().all(|unit| unit + 512 > msize as usize), "messages of {units:?} bytes of data");
+        // That bytes move, and not lengths alone, is seen once, outside the time that is taken.
+        let [read, write] = units;
+        ensure!(files.read(&mut file, u64::from(msize), &mut buffer[..read])? == read, "a short read");
+        ensure!(buffer[..read].iter().all(|byte| *byte == 1), "other bytes are read than lie there");
+        buffer.fill(0x5a);
+        ensure!(files.write(&mut file, 0, &buffer[..write])? == write, "a short write");
+        buffer.fill(0);
+        raw.read_exact_at(&mut buffer[..write], 0)?;
+        ensure!(buffer[..write].iter().all(|byte| *byte == 0x5a), "other bytes lie there than were written");
         Ok(Directory { wire, files, file, raw, units, buffer })
     }
 
@@ -379,6 +388,7 @@ fn stream_out(near: &mut dyn Stream, far: &mut UnixStream, core: usize) -> f64 {
         let mut chunk = vec![0; CHUNK];
         (0..CHUNKS).for_each(|_| far.receive(&mut chunk));
         far.send(&chunk[..1]);
+        assert!(chunk.iter().all(|byte| *byte == 0x5a), "the guest's bytes");
     };
     let chunk = vec![0x5a; CHUNK];
     beside(core, take, || {
@@ -396,10 +406,12 @@ fn stream_in(near: &mut dyn Stream, far: &mut UnixStream, core: usize) -> f64 {
         (0..CHUNKS).for_each(|_| far.send(&chunk));
     };
     let mut chunk = vec![0; CHUNK];
-    beside(core, give, || {
+    let time = beside(core, give, || {
         chunks(|| {
             near.send(&[0]);
             (0..CHUNKS).for_each(|_| near.receive(&mut chunk));
         })
-    })
+    });
+    assert!(chunk.iter().all(|byte| *byte == 0x5a), "the client's bytes");
+    time
 }
