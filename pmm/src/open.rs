@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use crate::doorbell::{self, HostDoorbell};
-use crate::failure::Failure;
+use crate::failure::{Failure, refused};
 use crate::host::{Hosted, StateFile};
 use crate::observe::{Control, LinkStatus, RegionStatus};
-use crate::options::{LinkDescription, Run};
+use crate::options::{DeviceDescription, LinkDescription, Memory, Run};
 use crate::region::Mapping;
 use crate::sys::Signals;
 use crate::transport::plain::{PlainRecord, Recorder};
@@ -70,6 +70,7 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
             state,
         });
     }
+    keep_apart(&run.links)?;
     let first = run.links.first().map_or("pmm", |link| link.name.as_str());
     let control = Control::open(run.control.as_deref(), first)?;
     let signals = Signals::new().map_err(no_descriptors)?;
@@ -77,6 +78,32 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
         link.devices = link.description.devices.iter().map(Hosted::open).collect::<Result<_, _>>()?;
     }
     Ok(Opened { links, control, signals })
+}
+
+/// A guest that may change a directory must not find the memory of a link in it: cut short, it would end this process.
+fn keep_apart(links: &[LinkDescription]) -> Result<(), Failure> {
+    let directories = links.iter().flat_map(|link| &link.devices).filter_map(|device| match device {
+        DeviceDescription::Directory(directory) if !directory.shared.read_only => Some(&directory.shared),
+        _ => None,
+    });
+    for shared in directories {
+        // One that is not there is refused when it is opened.
+        let Ok(tree) = shared.path.canonicalize() else { continue };
+        for link in links {
+            let file = match &link.memory {
+                Memory::File { path, .. } => path.clone(),
+                Memory::Posix(name) => Path::new("/dev/shm").join(name),
+                Memory::Memfd | Memory::Fd { .. } => continue,
+            };
+            if file.canonicalize().is_ok_and(|file| file.starts_with(&tree)) {
+                return refused(format!(
+                    "--9p {shared}: the memory of '{}' ({}) lies in it, where a guest could cut it short; keep it elsewhere, or write ,ro",
+                    link.name, link.memory
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A process that may have no more descriptors.

@@ -268,6 +268,21 @@ fn a_guest_that_says_hello_is_adopted() {
 }
 
 #[test]
+fn the_memory_of_a_link_is_no_file_of_a_guest() {
+    let dir = Dir::new();
+    let (link, tree) = (dir.text("link"), dir.0.display());
+    std::os::unix::fs::symlink(&dir.0, &link).unwrap();
+    for shared in [format!("{tree},t"), format!("{link},t"), "/,t".into()] {
+        let output = dir.run(&format!("--9p {shared}")).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("--9p {shared}: the memory of 'link0'")), "{said}");
+    }
+    let running = dir.start(&format!("--9p {tree},t,ro"));
+    assert_eq!(running.end().0, Some(0));
+}
+
+#[test]
 fn an_absent_peer_is_said_once_and_bounded_by_wait() {
     let dir = Dir::new();
     let bell = format!("--rng --wait 1 --doorbell unix-stream:{}", dir.text("bell"));
