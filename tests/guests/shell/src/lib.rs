@@ -10,7 +10,7 @@
 //! - [`files`]: commands on a directory that the PMM shares.
 //! - [`network`], [`http`], [`net`]: the board in a network, the pages that it serves, and commands about both.
 //! - [`sockets`]: calls from and to the host.
-//! - [`bench`]: how fast all three are.
+//! - [`bench`](mod@bench): how fast all three are.
 //! - [`shell`]: commands become output.
 //!
 //! A script tells success from failure by the prompt: `NAME> ` after a command that succeeded, `NAME (failed)> ` after
