@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use hvl_shared_abi::Piece;
 use rustix::io::ReadWriteFlags;
 
+use crate::device::p9::SEGMENTS;
+
 /// What a call does if it would have to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
@@ -28,9 +30,6 @@ impl Waiting {
     }
 }
 
-/// Most pieces of one call.
-pub(crate) const MOST: usize = 144;
-
 type Call = unsafe extern "C" fn(
     libc::c_int,
     *const libc::iovec,
@@ -48,13 +47,13 @@ fn call(
 ) -> io::Result<usize> {
     let flags = waiting.flags().bits() as libc::c_int;
     let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut list = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MOST];
+    let mut list = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SEGMENTS];
     let list = list.get_mut(..pieces.len()).ok_or(io::ErrorKind::InvalidInput)?;
     for (one, piece) in list.iter_mut().zip(pieces) {
         *one = libc::iovec { iov_base: piece.start().as_ptr().cast(), iov_len: piece.len() };
     }
     loop {
-        // SAFETY: 1. the list is valid for as many entries as are told, of which there are at most `MOST`; 2. each
+        // SAFETY: 1. the list is valid for as many entries as are told, of which there are at most `SEGMENTS`; 2. each
         // names bytes of a region, which stay mapped, readable and writable for ever (`Region::new`), and to which
         // no reference exists; 3. the kernel moves them as bytes, each once, whatever a peer does meanwhile.
         let moved = unsafe { which(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int, offset, flags) };

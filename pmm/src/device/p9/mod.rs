@@ -18,7 +18,7 @@ use super::{BATCH, Device, Queues, Request};
 use crate::host::{MessageServer, Transfer};
 
 /// Buffers of one request at the most: a page each for the 512 KiB that Linux sends at once, and the headers.
-const SEGMENTS: usize = 136;
+pub const SEGMENTS: usize = 136;
 /// Requests at the server at a time.
 pub const PENDING: usize = 32;
 /// Bytes of data that are moved at once before the other devices have their turn.
@@ -46,9 +46,10 @@ impl<S: MessageServer> P9<S> {
     fn at_once<M: Mem>(&mut self, m: &M, request: &mut Request<SEGMENTS>, head: &[u8]) -> Option<u32> {
         let total = request.len(Access::Readable);
         let parsed = p9::Request::parse_prefix(head, usize::try_from(total).ok()?).ok()?;
-        let (access, prefix, count) = match parsed.message {
-            p9::Request::Read { count, .. } => (Access::Writable, REPLY_PREFIX, count),
-            p9::Request::Write { count, .. } => (Access::Readable, WRITE_PREFIX, count.0),
+        // A read moves what the answer says; a write that is answered at once has moved everything.
+        let (access, prefix, count, moved) = match parsed.message {
+            p9::Request::Read { count, .. } => (Access::Writable, REPLY_PREFIX, count, 0),
+            p9::Request::Write { count, .. } => (Access::Readable, WRITE_PREFIX, count.0, count.0),
             _ => return None,
         };
         let mut pieces = [Piece::EMPTY; SEGMENTS];
@@ -58,7 +59,7 @@ impl<S: MessageServer> P9<S> {
         let payload = self.server.at_once(transfer)?;
         request.write(m, &answer);
         request.advance(payload as usize);
-        Some(count.max(payload))
+        Some(moved.max(payload))
     }
 
     /// Copies a request into the server's memory. `false`: the server has no room now.
