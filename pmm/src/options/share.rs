@@ -93,10 +93,10 @@ pub(super) struct ShareArgs {
     msize: Number,
     /// Show every file as UID's and GID's, by default this user's; what clients make is this user's, and owners stay
     /// [default: owners are shown as they are and changed as far as this user may]
-    #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = Owners::squash)]
+    #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = |text: &str| Owners::squash("--", text))]
     squash: Option<Owners>,
     /// Clients' users and groups from CLIENT on are this host's from HOST on, COUNT of them; others are nobody's
-    #[arg(long, value_name = "CLIENT:HOST:COUNT", value_parser = Owners::map, conflicts_with = "squash")]
+    #[arg(long, value_name = "CLIENT:HOST:COUNT", value_parser = |text: &str| Owners::map("--", text), conflicts_with = "squash")]
     map: Option<Owners>,
     /// The least severe message that is logged [default: info]
     #[arg(long, value_name = "LEVEL", value_enum)]
@@ -168,9 +168,9 @@ mod tests {
             ("d --listen tcp:127.0.0.1", "ADDRESS:PORT"),
             ("d --listen unix:x --msize 4095", "4096 to 1048576"),
             ("d --listen unix:x --msize 2M", "4096 to 1048576"),
-            ("d --listen unix:x --squash=me", "squash=0:0"),
-            ("d --listen unix:x --squash=1:4294967295", "squash=0:0"),
-            ("d --listen unix:x --map 0:1", "map=0:100000:65536"),
+            ("d --listen unix:x --squash=me", "--squash=0:0"),
+            ("d --listen unix:x --squash=1:4294967295", "--squash=0:0"),
+            ("d --listen unix:x --map 0:1", "--map=0:100000:65536"),
             ("d --listen unix:x --map 0:1:1 --squash", "--squash"),
         ] {
             let text = share(line).unwrap_err();

@@ -294,30 +294,31 @@ impl Owners {
         words.next().is_none().then_some(numbers)
     }
 
-    /// `UID:GID`, or nothing.
-    pub fn squash(text: &str) -> Result<Owners, BadValue> {
+    /// `UID:GID`, or nothing. `mark` is what stands before the word where it is written: `--`, or the comma of a list.
+    pub fn squash(mark: &str, text: &str) -> Result<Owners, BadValue> {
         match Owners::numbers(text) {
             Some([uid, gid]) => Ok(Owners::Squash(Some((uid, gid)))),
             None if text.is_empty() => Ok(Owners::Squash(None)),
-            None => Err(BadValue(
-                "write the numbers of a user and a group, as squash=0:0, or squash alone".into(),
-            )),
+            None => Err(BadValue(format!(
+                "write the numbers of a user and a group, as {mark}squash=0:0, or {mark}squash alone"
+            ))),
         }
     }
 
-    /// `GUEST:HOST:COUNT`.
-    pub fn map(text: &str) -> Result<Owners, BadValue> {
+    /// `GUEST:HOST:COUNT`; `mark` as for [`squash`](Self::squash).
+    pub fn map(mark: &str, text: &str) -> Result<Owners, BadValue> {
         match Owners::numbers(text) {
             // The last of each is a number that somebody may have.
             Some([inside, outside, count])
                 if count != 0
-                    && inside.checked_add(count).is_some() && outside.checked_add(count).is_some() =>
+                    && inside.checked_add(count).is_some()
+                    && outside.checked_add(count).is_some() =>
             {
                 Ok(Owners::Map { inside, outside, count })
             }
-            _ => Err(BadValue(
-                "write the first number of the guest's users and groups, this host's that it is, and how many, as map=0:100000:65536".into(),
-            )),
+            _ => Err(BadValue(format!(
+                "write the first number of the guest's users and groups, this host's that it is, and how many, as {mark}map=0:100000:65536"
+            ))),
         }
     }
 }
@@ -344,8 +345,8 @@ impl FromStr for SharedDirectory {
                     read_only = true;
                     None
                 }
-                ("squash", who) => Some(Owners::squash(who)?),
-                ("map", which) => Some(Owners::map(which)?),
+                ("squash", who) => Some(Owners::squash(",", who)?),
+                ("map", which) => Some(Owners::map(",", which)?),
                 _ => break,
             };
             if owners.is_some() && said.is_some() {
