@@ -15,9 +15,6 @@
 //! Nothing here sleeps and hopes. A test waits for bytes, for a state that the PMM reports, or for the end of a
 //! process; a time is only a [`guard`], and its message names what did not happen.
 
-#[path = "../../guests/host-shell/src/bell.rs"]
-#[allow(dead_code)] // what only the shell asks it
-mod bell;
 pub mod board;
 pub mod dice;
 pub mod guard;

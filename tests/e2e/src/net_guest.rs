@@ -11,14 +11,14 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use hvl_frontend::adapter::smoltcp::Phy;
 use hvl_frontend::device::net::{MAX_FRAME, Net, NetStorage, Options};
-use hvl_frontend::{Clock, Instant, Link, LinkStorage, Wait};
+use hvl_frontend::{Clock, Instant, Link, LinkStorage};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
 use smoltcp::socket::{icmp, tcp};
 use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr};
 
 use crate::CRC;
-use crate::board::Process;
+use crate::board::{self, Process};
 use crate::guest::Place;
 
 /// Where HTTP is answered.
@@ -139,7 +139,7 @@ fn say(line: &str) {
 /// Runs until it is killed.
 pub fn run(guest: &NetGuest) -> Result<()> {
     let place = Place { file: guest.memory.clone(), offset: 0, base: guest.base, size: guest.size };
-    let process = Process::open(&place, &guest.doorbell)?;
+    let process = board::open(&place, &guest.doorbell)?;
     let storage = LinkStorage::NEW;
     let mut card = Box::new(NetStorage::<64, 64>::NEW);
     let link = Link::attach(&storage, process.clone())?;
@@ -182,7 +182,7 @@ fn sleep(process: &Process, net: &mut Net<'_, Process>, delay: Option<u64>) {
     let deadline = net.next_deadline();
     if deadline != Some(Instant::UNKNOWN) {
         let delay = delay.map(|micros| process.now().plus(micros));
-        process.wait_for_doorbell([deadline, delay].into_iter().flatten().min());
+        board::wait(process, [deadline, delay].into_iter().flatten().min());
     }
 }
 

@@ -18,14 +18,14 @@ use hvl_frontend::device::net::{MAX_FRAME, Net, NetStorage, Offload};
 use hvl_frontend::device::p9::{FileError, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::device::vsock::{End, Socket, SocketError, Vsock, VsockStorage};
-use hvl_frontend::{Board, Clock, Link, LinkStorage, Wait};
+use hvl_frontend::{Board, Clock, Link, LinkStorage};
 use hvl_shared_abi::Mem;
 use hvl_shared_abi::wire::p9::open;
 use serde_json::Value;
 
 use super::sockets::{PORT, call};
 use crate::Tools;
-use crate::board::Process;
+use crate::board::{self, Process};
 use crate::guard::Guard;
 use crate::guest::Kind;
 use crate::namespace::{self, Namespace};
@@ -89,7 +89,7 @@ impl<'t> World<'t> {
     fn start(mut rig: Rig<'t>, network: &str) -> Result<World<'t>> {
         rig.extend(["--network", network]);
         // In place of the shell that the rig would start.
-        let process = Process::open(&rig.guest.place(), &rig.guest.doorbell())?;
+        let process = board::open(&rig.guest.place(), &rig.guest.doorbell())?;
         rig.start_pmm()?;
         let guest = Guest::boot(&process)?;
         Ok(World { rig, process, guest })
@@ -125,7 +125,7 @@ impl<'t> World<'t> {
         let until = self.guest.link.next_deadline();
         if until != Some(hvl_frontend::Instant::UNKNOWN) {
             let until = [until, self.guest.vsock.deadline(), other].into_iter().flatten().min();
-            self.process.wait_for_doorbell(until);
+            board::wait(&self.process, until);
         }
     }
 

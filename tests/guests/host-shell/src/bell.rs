@@ -19,9 +19,19 @@ const RETRY: u64 = 20_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A stream socket, on which this side listens or not.
-    Stream { path: PathBuf, listen: bool },
-    /// Two datagram sockets, ours and theirs.
-    Datagram { bind: PathBuf, peer: PathBuf },
+    Stream {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether this side is the one that listens.
+        listen: bool,
+    },
+    /// Two datagram sockets.
+    Datagram {
+        /// Ours.
+        bind: PathBuf,
+        /// Theirs.
+        peer: PathBuf,
+    },
 }
 
 impl FromStr for Address {

@@ -23,6 +23,7 @@ struct Parts {
 }
 
 impl Process {
+    /// Of a region, whose place is what the PMM calls it, and a doorbell. Its clock starts now.
     pub fn new(region: Region, place: ShmRegion, bell: Bell) -> Process {
         let start = time::Instant::now();
         Process(Arc::new(Parts { region, place, bell: Mutex::new(bell), start }))

@@ -4,10 +4,6 @@
 //! `reboot` restarts all of the frontend's state in the same process, as a warm restart of a board does; so does
 //! `panic`, after its last words were left for the PMM. Memory and doorbell stay, as they do on a board.
 
-mod bell;
-mod board;
-mod memory;
-
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::RawFd;
@@ -23,12 +19,12 @@ use hvl_frontend::device::p9::{self, Files, FilesStorage};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::device::vsock::{Vsock, VsockStorage};
 use hvl_frontend::{Clock, Link, LinkStorage, Wait};
+use hvl_guest_host::bell::{self, Bell};
+use hvl_guest_host::board::Process;
+use hvl_guest_host::memory;
 use hvl_guest_shell::network::{self, Network};
 use hvl_guest_shell::{Devices, Next, Shell};
 use hvl_shared_abi::ShmRegion;
-
-use bell::Bell;
-use board::Process;
 
 /// The guests' shell as a process, at the other end of a region that a pmm serves. Names are those of `pmm run`.
 ///
