@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use hvl_e2e::net_guest::NetGuest;
 use hvl_e2e::tests::TESTS;
-use hvl_e2e::{SKIPPED, Skipped, Tools, process, proxy};
+use hvl_e2e::{SKIPPED, Skipped, Tools, namespace, process, proxy};
 
 /// End-to-end tests of hvl: real processes, and the emulated board.
 #[derive(Parser)]
@@ -115,12 +115,17 @@ fn run_tests(run: Run) -> Result<()> {
         let Some(test) = TESTS.iter().find(|test| test.name == *name) else {
             bail!("there is no test '{name}'; `hvl-e2e list` names them");
         };
-        println!("{name}: seed {seed}");
+        let tell = |what: std::fmt::Arguments<'_>| {
+            if !namespace::is_inside() {
+                println!("{name}: {what}");
+            }
+        };
+        tell(format_args!("seed {seed}"));
         let start = Instant::now();
         // Each in a directory of its own, which is left behind for whoever looks for the cause of a failure.
         let tools = Tools { work: tools.work.join(name), ..tools.clone() };
         (test.run)(&tools).with_context(|| format!("{name} (seed {seed})"))?;
-        println!("{name}: passed in {:.1} s", start.elapsed().as_secs_f32());
+        tell(format_args!("passed in {:.1} s", start.elapsed().as_secs_f32()));
     }
     Ok(())
 }

@@ -76,13 +76,18 @@ impl Namespace {
 /// How an ordinary user is made of one who has all rights in a namespace.
 const ORDINARY: &[&str] = &["unshare", "--user", "--map-user=1000", "--map-group=1000"];
 
+/// Whether this is the run of a test in namespaces, of which the run outside tells.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Whether the test is in namespaces of its own. If not, it has been run in them from here.
 ///
 /// # Errors
 ///
 /// What its run there ended with; [`Skipped`] if there cannot be such namespaces, or not the programs that it needs.
 pub fn is_entered(tools: &Tools, name: &str, namespace: &Namespace, needs: &[&str]) -> Result<bool> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return Ok(true);
     }
     for program in ["unshare"].iter().chain(namespace.programs).chain(needs) {

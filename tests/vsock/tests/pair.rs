@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use hvl_frontend::Link;
 use hvl_frontend::device::DeviceStatus;
 use hvl_frontend::device::vsock::{End, Socket, SocketError, Vsock, VsockStorage};
 use hvl_shared_abi::wire::vsock::TRANSMIT;
@@ -352,20 +353,29 @@ fn a_restart_of_the_pmm_resets_every_connection_once_and_keeps_the_listeners() {
 }
 
 /// The loop of the program looks at the link, and the task of the sockets is busy with something else.
+fn meet(link: &Link<'_, TestBoard>, pmm: &mut Pmm) {
+    for _ in 0..8 {
+        link.poll();
+        pmm.service();
+    }
+}
+
+/// A call is the last that a PMM says: the link has seen it when the next one starts, and the sockets have not.
+fn last_words(link: &Link<'_, TestBoard>, pmm: &mut Pmm, m: Region, harbor: &Harbor) {
+    harbor.ask(80);
+    pmm.service();
+    link.poll();
+    *pmm = Pmm::start(m, harbor);
+    meet(link, pmm);
+}
+
 #[test]
 fn what_a_killed_pmm_said_is_nothing_its_successor_said() {
     let mut world = World::new();
     let link = world.vsock.link().clone();
     let (socket, slot) = world.called();
     world.harbor.send(slot, b"came before");
-    world.harbor.ask(80);
-    world.pmm.service();
-    link.poll();
-    world.pmm = Pmm::start(world.m, &world.harbor);
-    for _ in 0..8 {
-        link.poll();
-        world.pmm.service();
-    }
+    last_words(&link, &mut world.pmm, world.m, &world.harbor);
     assert_eq!(world.vsock.status(), Some(DeviceStatus::Running), "straight from one session into the next");
     assert_eq!(world.vsock.accept(80), Err(SocketError::WouldBlock), "the caller is gone");
     assert_eq!(world.read_all(socket), (b"came before".to_vec(), Err(SocketError::Reset)));
@@ -381,18 +391,8 @@ fn what_a_killed_pmm_said_to_a_guest_that_did_not_know_its_address_is_nothing() 
     let (mut pmm, board) = (Pmm::start(m, &harbor), TestBoard::new(m));
     let mut vsock = open(&board);
     let link = vsock.link().clone();
-    for next in [false, true] {
-        if next {
-            harbor.ask(80);
-            pmm.service();
-            link.poll();
-            pmm = Pmm::start(m, &harbor);
-        }
-        for _ in 0..8 {
-            link.poll();
-            pmm.service();
-        }
-    }
+    meet(&link, &mut pmm);
+    last_words(&link, &mut pmm, m, &harbor);
     vsock.poll();
     assert_eq!((vsock.cid(), vsock.counters().malformed, vsock.counters().strays), (Ok(CID), 0, 0));
 }
