@@ -38,10 +38,18 @@ impl Bench {
     }
     /// A client whose line was read.
     fn asked(&mut self, line: &[u8]) -> (UnixStream, usize) {
+        let (client, slot, others) = self.asked_behind(line);
+        assert_eq!(others, 0, "nothing else has happened");
+        (client, slot)
+    }
+    /// The same behind other news, of which there are so many.
+    fn asked_behind(&mut self, line: &[u8]) -> (UnixStream, usize, usize) {
         let mut client = self.client();
         client.write_all(line).unwrap();
-        let asked = (0..100).map(|_| self.news()).find(|(_, what)| what.asked.is_some());
-        (client, asked.expect("a client's line among 100 news").0)
+        let mut news = (0..100).map(|others| (self.news(), others));
+        let asked = news.find(|((_, what), _)| what.asked.is_some());
+        let ((slot, _), others) = asked.expect("a client's line among 100 news");
+        (client, slot, others)
     }
     /// Nothing is left to look at, so the loop would sleep.
     fn is_idle(&mut self) {
@@ -252,7 +260,7 @@ fn what_is_read_ahead_is_within_the_credit_in_order_and_nobody_elses() {
     // The rest lies ahead, of a connection that ends.
     bench.end.finish(slot, true);
     bench.end.release(slot);
-    let (mut next, again) = bench.asked(b"CONNECT 3\n");
+    let (mut next, again, _) = bench.asked_behind(b"CONNECT 3\n");
     assert_eq!(again, slot);
     next.write_all(b"new").unwrap();
     assert_eq!(bench.end.read(slot, &mut into, 100), Ok(3));
