@@ -104,6 +104,15 @@ struct Counts {
     open: AtomicU32,
 }
 
+/// Takes the calls that wait.
+fn accept(vsock: &mut Vsock<'static, Process>, echoes: &mut Vec<Echo>) {
+    for (port, source) in [(ECHO, false), (SOURCE, true)] {
+        while let Ok((socket, _)) = vsock.accept(port) {
+            echoes.push(Echo { socket, pending: Vec::new(), source });
+        }
+    }
+}
+
 /// One start of the guest. The order that ended it.
 fn start(process: &Process, orders: &mpsc::Receiver<Order>, counts: &Counts) -> Order {
     const CONNECTIONS: usize = 1100;
@@ -141,24 +150,30 @@ fn start(process: &Process, orders: &mpsc::Receiver<Order>, counts: &Counts) -> 
                 end => return end,
             }
         }
-        for (port, source) in [(ECHO, false), (SOURCE, true)] {
-            while let Ok((socket, _)) = vsock.accept(port) {
-                echoes.push(Echo { socket, pending: Vec::new(), source });
-                busy = true;
-            }
-        }
+        accept(&mut vsock, &mut echoes);
         counts.open.store(echoes.len() as u32, SeqCst);
-        echoes.retain_mut(|echo| match echo.step(&mut vsock, &mut part) {
-            Ok(progress) => {
-                busy |= progress;
-                true
+        let (mut steps, mut came) = (0u32, Vec::new());
+        echoes.retain_mut(|echo| {
+            // A turn of a thousand takes longer than clients need to fill a backlog, and are refused.
+            steps += 1;
+            if steps.is_multiple_of(32) {
+                accept(&mut vsock, &mut came);
             }
-            Err(error) => {
-                counts.resets.fetch_add(u32::from(error == Some(SocketError::Reset)), SeqCst);
-                busy = true;
-                false
+            match echo.step(&mut vsock, &mut part) {
+                Ok(progress) => {
+                    busy |= progress;
+                    true
+                }
+                Err(error) => {
+                    counts.resets.fetch_add(u32::from(error == Some(SocketError::Reset)), SeqCst);
+                    busy = true;
+                    false
+                }
             }
         });
+        // One that has come has not been read yet.
+        busy |= !came.is_empty();
+        echoes.append(&mut came);
         calls.retain_mut(|call| match call.step(&mut vsock, &mut part) {
             Ok(progress) => {
                 busy |= progress;
