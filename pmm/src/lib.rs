@@ -38,3 +38,5 @@ mod unix;
 
 #[cfg(feature = "std")]
 pub use failure::Failure;
+#[cfg(feature = "std")]
+pub use sys::ignore_signals;

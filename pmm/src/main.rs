@@ -4,9 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use hvl_pmm::options::{Command, LogOptions, Run, parse};
-use hvl_pmm::{Failure, observe, open, serve, share};
+use hvl_pmm::{Failure, ignore_signals, observe, open, serve, share};
 
 fn main() -> ExitCode {
+    // What a system call reports as well ends nothing, from the first file on that is touched.
+    ignore_signals();
     let result = parse(std::env::args_os()).and_then(|command| match command {
         Command::Print(text) => {
             // Nobody reads on: no reason to fail.

@@ -15,7 +15,7 @@ use crate::host::{Hosted, StateFile};
 use crate::observe::{Control, LinkStatus, RegionStatus};
 use crate::options::{DeviceDescription, LinkDescription, Memory, Run};
 use crate::region::Mapping;
-use crate::sys::Signals;
+use crate::sys::{Signals, ignore_signals};
 use crate::transport::plain::{PlainRecord, Recorder};
 
 /// One link, opened.
@@ -40,7 +40,7 @@ pub struct Opened {
     pub links: Vec<OpenLink>,
     /// The control socket.
     pub control: Control,
-    /// The signals that end the program: from here on they are read, and end nothing by themselves.
+    /// The signals: from here on they are read, and end nothing by themselves.
     pub(crate) signals: Signals,
 }
 
@@ -51,6 +51,7 @@ pub struct Opened {
 ///
 /// [`Failure::Refused`] with the option and what the machine refused.
 pub fn open(run: &Run) -> Result<Opened, Failure> {
+    ignore_signals();
     let mut links = Vec::with_capacity(run.links.len());
     for description in &run.links {
         let layout = description.layout().map_err(|error| Failure::Misuse(error.to_string()))?;

@@ -16,7 +16,7 @@ use tracing::{error, info};
 use crate::device::Device;
 use crate::doorbell::HostDoorbell;
 use crate::failure::{Failure, refused};
-use crate::host::HostEnd;
+use crate::host::{HostEnd, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
     Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable, remedy,
@@ -24,7 +24,7 @@ use crate::observe::{
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
 use crate::snapshot::{DeviceSnapshot, LinkSnapshot, Profile};
-use crate::sys::Watches;
+use crate::sys::{Signal, Watches};
 use crate::transport::plain::Recorder;
 
 /// How long after something happened the snapshot is looked through for what to log, in microseconds: often enough for
@@ -72,9 +72,15 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
         control.watch(&mut watches);
         watches.wait(control.deadline_us().map(|at| at.saturating_sub(clock())));
         waker.clear();
-        if let Some(signal) = signals.take() {
-            info!("{signal}: ending");
-            boards.iter().for_each(|board| board.stop());
+        while let Some(signal) = signals.take() {
+            match signal {
+                Signal::End(name) => {
+                    info!("{name}: ending");
+                    boards.iter().for_each(|board| board.stop());
+                }
+                Signal::Continued => boards.iter().for_each(|board| board.tell(TerminalNews::Continued)),
+                Signal::Resized => boards.iter().for_each(|board| board.tell(TerminalNews::Resized)),
+            }
         }
         // One user who asks for the end ends it for all: the program is one.
         if boards.iter().any(|board| board.is_stopping()) {
@@ -163,6 +169,10 @@ impl Loop<'_, '_> {
         let outcome = loop {
             let now = clock();
             let due = |at: Option<u64>| at.is_some_and(|at| at <= now);
+            for news in self.board.take_news() {
+                self.ends.iter_mut().for_each(|one| one.terminal_news(news));
+                end = true;
+            }
             for one in &mut self.ends {
                 if end || due(one.deadline_us()) {
                     one.progress(now);

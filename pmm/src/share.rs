@@ -18,7 +18,7 @@ use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
 use crate::observe::log;
 use crate::open::no_descriptors;
 use crate::options::{Listen, Share};
-use crate::sys::{Signals, Watches};
+use crate::sys::{Signal, Signals, Watches};
 use crate::unix::Bound;
 
 /// Most clients at a time. Each may hold [`THREADS`] requests and replies of a mebibyte.
@@ -177,7 +177,8 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         }
         watches.wait(paused.then_some(PAUSE_US));
         paused = false;
-        if let Some(signal) = signals.take() {
+        // What a terminal does is nothing to a server.
+        if let Some(Signal::End(signal)) = signals.take() {
             info!("ending on {signal}");
             break;
         }

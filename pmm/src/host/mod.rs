@@ -159,6 +159,15 @@ pub trait MessageServer {
     fn forget(&mut self);
 }
 
+/// What a signal tells of the terminal that this program was started on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TerminalNews {
+    /// The program was stopped and goes on: its shell has set the terminal meanwhile, and it may be in the background.
+    Continued,
+    /// The terminal has another size.
+    Resized,
+}
+
 /// A host end as the event loop sees it.
 ///
 /// What it waits for follows from what the device tried: a `read` or `write` that answered [`EndError::WouldBlock`] is
@@ -181,6 +190,10 @@ pub trait HostEnd: Send {
     fn wants_to_end(&self) -> bool {
         false
     }
+
+    /// Called when a signal tells something of the program's terminal, before the next [`progress`](Self::progress),
+    /// which follows at once. Several of a kind may come as one, and one may be no news after all.
+    fn terminal_news(&mut self, _news: TerminalNews) {}
 
     /// A few words for the status, such as `no client`.
     fn state(&self) -> std::borrow::Cow<'static, str>;

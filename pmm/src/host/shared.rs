@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{ByteEnd, EndError, HostEnd};
+use super::{ByteEnd, EndError, HostEnd, TerminalNews};
 use crate::sys::Watches;
 
 /// A handle to a host end. Both owners live in one thread, so its lock is never waited for.
@@ -66,6 +66,10 @@ impl<T: HostEnd + ?Sized> HostEnd for Shared<T> {
 
     fn state(&self) -> Cow<'static, str> {
         self.get().state()
+    }
+
+    fn terminal_news(&mut self, news: TerminalNews) {
+        self.get().terminal_news(news);
     }
 
     fn announcement(&self) -> Option<String> {

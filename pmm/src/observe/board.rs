@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::EventfdFlags;
 
 use super::LinkStatus;
+use crate::host::TerminalNews;
 
 /// Wakes an event loop from another thread.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct Board {
     /// Wakes the control socket's loop.
     pub control: Arc<Waker>,
     stop: AtomicBool,
+    continued: AtomicBool,
+    resized: AtomicBool,
     followed: AtomicBool,
     asked: AtomicU64,
     latest: Mutex<(u64, LinkStatus)>,
@@ -64,6 +67,8 @@ impl Board {
             link: Waker::new()?,
             control,
             stop: AtomicBool::new(false),
+            continued: AtomicBool::new(false),
+            resized: AtomicBool::new(false),
             followed: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             latest: Mutex::new((0, first)),
@@ -79,6 +84,25 @@ impl Board {
     /// Whether the link is to end.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// Tells the link's host ends what a signal says of the terminal.
+    pub fn tell(&self, news: TerminalNews) {
+        self.told(news).store(true, Ordering::Release);
+        self.link.wake();
+    }
+
+    /// The link's side: what has been told since the last time.
+    pub fn take_news(&self) -> impl Iterator<Item = TerminalNews> {
+        let all = [TerminalNews::Continued, TerminalNews::Resized];
+        all.into_iter().filter(|news| self.told(*news).swap(false, Ordering::AcqRel))
+    }
+
+    fn told(&self, news: TerminalNews) -> &AtomicBool {
+        match news {
+            TerminalNews::Continued => &self.continued,
+            TerminalNews::Resized => &self.resized,
+        }
     }
 
     /// Asks the link for a new snapshot; it is there when [`answered`](Self::answered) is at least the result.

@@ -1,4 +1,4 @@
-//! Open-file-description locks of every kind, and a signal that must not end this process.
+//! Open-file-description locks of every kind.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -60,10 +60,4 @@ pub(crate) fn get_range_lock(fd: BorrowedFd<'_>, range: RangeLock) -> io::Result
     };
     let number = |value: i64| u64::try_from(value).unwrap_or_default();
     Ok(Some(RangeLock { kind, start: number(found.l_start), length: number(found.l_len) }))
-}
-
-/// A write beyond the limit on the size of files (`ulimit -f`) fails, and does not kill this process.
-pub(crate) fn ignore_size_signal() {
-    // SAFETY: ignoring a signal runs no code of ours.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -1,5 +1,5 @@
 //! The system calls that `rustix` does not have, each behind a safe function: open-file-description locks on a range
-//! of bytes, a descriptor that reads signals, and a poll on plain descriptor numbers.
+//! of bytes, signals, and a poll on plain descriptor numbers.
 //!
 //! Plain numbers, because what an event loop waits for belongs to objects that open and close descriptors as peers come
 //! and go, and borrowing them all for the length of a poll would freeze those objects. A number that is stale at worst
@@ -12,14 +12,15 @@
 pub(crate) mod tap;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-
-use rustix::io::retry_on_intr;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 mod file;
 pub(crate) mod pieces;
+mod signals;
 
-pub(crate) use file::{LockKind, RangeLock, get_range_lock, ignore_size_signal, set_range_lock};
+pub(crate) use file::{LockKind, RangeLock, get_range_lock, set_range_lock};
+pub use signals::ignore_signals;
+pub(crate) use signals::{Signal, Signals};
 
 /// Tries to take an exclusive lock on `len` bytes from `start`, or on all that follow if `len` is 0. It belongs to the open file description: it ends with
 /// the last descriptor *and mapping* made from it, however the process dies. `Ok(false)`: somebody else has it.
@@ -58,55 +59,6 @@ fn set_lock(fd: BorrowedFd<'_>, how: i32, kind: i32, start: u64, len: u64) -> io
     match unsafe { libc::fcntl(fd.as_raw_fd(), how, &raw const lock) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Signals that end the program in an orderly way, as bytes to read instead of handlers to run.
-pub(crate) struct Signals(OwnedFd);
-
-impl Signals {
-    /// Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT in this thread, and in all that it starts, and makes them readable.
-    pub(crate) fn new() -> io::Result<Signals> {
-        // SAFETY: `sigset_t` is a plain C structure; `sigemptyset` makes it valid before it is used.
-        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `set` is valid for writes, the signal numbers are the C library's own.
-        unsafe {
-            libc::sigemptyset(&raw mut set);
-            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-                libc::sigaddset(&raw mut set, signal);
-            }
-        }
-        // SAFETY: `set` is valid for reads; the old mask is not asked for.
-        let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
-        // SAFETY: `set` is valid for reads; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new, open and nobody else's.
-        Ok(Signals(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// The name of a signal that has come, or `None`.
-    pub(crate) fn take(&self) -> Option<&'static str> {
-        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
-        let got = retry_on_intr(|| rustix::io::read(&self.0, &mut info)).ok()?;
-        let number = info[..got].first_chunk::<4>().map(|bytes| u32::from_ne_bytes(*bytes) as i32)?;
-        Some(match number {
-            libc::SIGINT => "SIGINT",
-            libc::SIGTERM => "SIGTERM",
-            libc::SIGHUP => "SIGHUP",
-            _ => "SIGQUIT",
-        })
-    }
-}
-
-impl AsRawFd for Signals {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }
 

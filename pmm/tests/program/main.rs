@@ -206,7 +206,9 @@ impl Running {
 #[test]
 fn signals_end_it_in_order() {
     let dir = Dir::new();
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+    let often = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
+    let seldom = [Signal::ALARM, Signal::VTALARM, Signal::PROF, Signal::IO, Signal::POWER, Signal::XCPU];
+    for signal in often.into_iter().chain(seldom) {
         let bell = format!(
             "--rng --doorbell unix-stream:{},listen --console unix:{}",
             dir.text("bell"),
@@ -229,6 +231,23 @@ fn signals_end_it_in_order() {
     let mut word = [0; 4];
     File::open(dir.path("ddr")).unwrap().read_exact_at(&mut word, 0xd0).unwrap();
     assert_eq!(u32::from_le_bytes(word) % 2, 1);
+}
+
+#[test]
+fn signals_that_report_nothing_to_end_for_end_nothing() {
+    let dir = Dir::new();
+    let running = dir.start("--rng");
+    let ignored = [Signal::PIPE, Signal::XFSZ, Signal::TTIN, Signal::TTOU];
+    for signal in ignored.into_iter().chain([Signal::WINCH, Signal::CHILD, Signal::CONT, Signal::URG]) {
+        running.signal(signal);
+        // One more question each: it is served after the signal, by a process that was not stopped.
+        dir.wait_for("links.0.state=serving");
+    }
+    running.signal(Signal::STOP);
+    running.signal(Signal::CONT);
+    dir.wait_for("links.0.state=serving");
+    let (code, said) = running.end();
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
@@ -437,7 +456,7 @@ fn a_terminal_is_restored_after_a_signal() {
     let dir = Dir::new();
     let (user, terminal) = terminal();
     let before = modes(&terminal);
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1, Signal::ALARM] {
         let mut running = on_terminal(&dir, &terminal);
         expect(&user, "Ctrl-A x ends");
         dir.wait_for("links.0.state=serving");

@@ -163,7 +163,7 @@ impl Export {
         rules: Rules,
         confined: rustix::fs::ResolveFlags,
     ) -> Result<Arc<Export>, hvl_shared_abi::wire::p9::Errno> {
-        crate::sys::ignore_size_signal();
+        crate::sys::ignore_signals();
         let rules = Rules { msize: rules.msize.clamp(MIN_MSIZE, MAX_MSIZE), ..rules };
         let root = Root::new(directory, confined, Budget::new(rules.descriptors))?;
         Ok(Arc::new(Export { root, rules, tag: tag.into(), path: path.into() }))
