@@ -72,6 +72,11 @@ const TESTS: &[Test] = &[
     Test { name: "fmt", about: "the code is formatted", run: Run::Here(checks::fmt) },
     Test { name: "clippy", about: "no warnings, host side", run: Run::Here(checks::clippy) },
     Test { name: "doc", about: "the documentation builds without warnings", run: Run::Here(checks::doc) },
+    Test {
+        name: "features",
+        about: "every feature of every library alone, none and all, and each library's documentation, as a user has them",
+        run: Run::Here(checks::features),
+    },
     Test { name: "unit", about: "cargo test", run: Run::Here(checks::unit) },
     Test {
         name: "mutants",
