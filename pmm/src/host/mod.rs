@@ -81,6 +81,9 @@ pub trait ByteEnd {
 pub enum Dropped {
     /// The guest's buffers are too small for it.
     TooLong,
+    /// It leaves to the guest what the guest has not accepted, as one does that came before the guest had said what it
+    /// accepts: delivered as it stands it would be wrong.
+    NotAccepted,
 }
 
 /// The host's end of a network card: whole Ethernet frames in both directions, in private memory. No call blocks.

@@ -89,6 +89,20 @@ impl NonBlocking {
         self.input.waiting = !self.input.closed;
     }
 
+    /// Waits for nothing but that the peer closes its end, where it has only said that it sends no more.
+    pub(super) fn watch_hang_up(&self, watches: &mut Watches) {
+        watches.add_hang_up(self.fd.as_raw_fd());
+    }
+
+    /// Whether the peer has closed its end: it neither sends nor reads any more.
+    pub(super) fn is_hung_up(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut asked = [PollFd::new(&self.fd, PollFlags::empty())];
+        poll(&mut asked, Some(&now)).is_ok()
+            && asked.iter().any(|one| one.revents().intersects(PollFlags::HUP | PollFlags::ERR))
+    }
+
     pub(super) fn input_closed(&self) -> bool {
         self.input.closed
     }

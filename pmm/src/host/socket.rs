@@ -2,7 +2,9 @@
 //!
 //! Without a client, output waits in the guest's own queue: a buffer is used only after somebody took its bytes, so
 //! nothing is lost and nothing grows here. A client that leaves and returns goes on where the kernel had taken bytes;
-//! what it had not read then is its loss. A second client waits in the socket's backlog until the first one leaves.
+//! what it had not read then is its loss. A second client waits in the socket's backlog until the first one leaves. One
+//! that only ends its writing, as a shell's pipe into `socat` does, has not left: it waits for its answer, which no
+//! other client must get.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -39,8 +41,9 @@ impl SocketEnd {
     }
 
     fn leave_if_gone(&mut self) {
-        // Input that has ended is a client that is gone or will be; it is served no longer, so that another may come.
-        if self.client.as_ref().is_some_and(|client| client.input_closed() || client.output_closed()) {
+        let gone =
+            |client: &NonBlocking| client.output_closed() || (client.input_closed() && client.is_hung_up());
+        if self.client.as_ref().is_some_and(gone) {
             self.client = None;
             self.accept();
         }
@@ -54,7 +57,8 @@ impl SocketEnd {
         }
     }
 
-    /// Tries with the client, and with the next one if it turns out to be gone.
+    /// Tries with the client, and with the next one if it turns out to be gone. One that merely says no more is still
+    /// there, and nobody else is heard.
     fn attempt(
         &mut self,
         mut act: impl FnMut(&mut NonBlocking) -> Result<usize, EndError>,
@@ -83,13 +87,19 @@ impl ByteEnd for SocketEnd {
 impl HostEnd for SocketEnd {
     fn watch(&self, watches: &mut Watches) {
         match &self.client {
-            Some(client) => client.watch(watches),
+            Some(client) => {
+                client.watch(watches);
+                if client.input_closed() {
+                    client.watch_hang_up(watches);
+                }
+            }
             None => self.listener.watch(watches),
         }
     }
 
     fn progress(&mut self, now_us: u64) {
         self.now_us = now_us;
+        self.leave_if_gone();
         self.accept();
         if let Some(client) = &mut self.client {
             client.forget();
@@ -102,7 +112,12 @@ impl HostEnd for SocketEnd {
     }
 
     fn state(&self) -> Cow<'static, str> {
-        if self.client.is_some() { "client connected".into() } else { "no client".into() }
+        match &self.client {
+            Some(client) if client.input_closed() => "client listens",
+            Some(_) => "client connected",
+            None => "no client",
+        }
+        .into()
     }
 
     fn announcement(&self) -> Option<String> {
@@ -155,6 +170,40 @@ mod tests {
         assert_eq!(end.state(), "no client");
         drop(end);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_client_that_only_ends_its_writing_gets_its_answer_and_the_next_one_does_not() {
+        let path = std::env::temp_dir().join(format!("pmm-socket-half-{}", std::process::id()));
+        let mut end = SocketEnd::listen(&path).unwrap();
+        let mut into = [0; 16];
+        let mut one = UnixStream::connect(&path).unwrap();
+        one.write_all(b"question").unwrap();
+        one.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut two = UnixStream::connect(&path).unwrap();
+        wait(&mut end);
+        assert_eq!((end.read(&mut into), &into[..8]), (Ok(8), &b"question"[..]));
+        assert_eq!(end.read(&mut into), Err(EndError::WouldBlock));
+        assert_eq!((&*end.state(), end.write(b"the answer")), ("client listens", Ok(10)));
+        let mut watches = Watches::default();
+        end.watch(&mut watches);
+        assert_eq!(watches.wait(Some(0)), 0, "a client that listens wakes nobody");
+        one.read_exact(&mut into[..10]).unwrap();
+        assert_eq!(&into[..10], b"the answer");
+        two.write_all(b"next").unwrap();
+        assert_eq!(end.read(&mut into), Err(EndError::WouldBlock), "its turn has not come");
+        // Its end is noticed although nobody reads and nobody writes.
+        drop(one);
+        wait(&mut end);
+        assert_eq!((end.state(), end.read(&mut into)), ("client connected".into(), Ok(4)));
+        two.set_nonblocking(true).unwrap();
+        assert_eq!(
+            two.read(&mut into).unwrap_err().kind(),
+            std::io::ErrorKind::WouldBlock,
+            "nothing was its"
+        );
+        assert_eq!(end.write(b"hello"), Ok(5));
+        assert_eq!(two.read(&mut into).unwrap(), 5);
     }
 
     #[test]

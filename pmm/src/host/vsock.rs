@@ -5,8 +5,9 @@
 //! has granted the connection; where it does not, the client is closed. A guest that calls port P of the host reaches
 //! whoever listens at PATH_P.
 //!
-//! Each connection has a room of its own for bytes that its client has not read; as much credit has the guest. It is
-//! made when the client first falls behind, once. So a slow client costs 64 KiB and holds up nobody.
+//! What the guest sends lies in one place for all connections until the socket has it, which is in the same turn of the
+//! loop as long as its client keeps up. Only a client that falls behind gets a room of its own for what it has not read,
+//! once; as much credit has the guest. So a slow client costs 64 KiB and holds up nobody, and one that keeps up nothing.
 //!
 //! A packet is short, so as much as the guest has credit for is read from a socket at once, and waits in one place for all
 //! connections until the guest has buffers for it.
@@ -88,6 +89,13 @@ impl Ahead {
     }
 }
 
+/// A place for bytes on their way to one client. How many they are, and where they begin, says the slot.
+#[derive(Debug)]
+struct Staged {
+    slot: usize,
+    bytes: Box<[u8]>,
+}
+
 /// One connection.
 #[derive(Debug, Default)]
 struct Slot {
@@ -95,10 +103,13 @@ struct Slot {
     /// Goes up with every use, so that an event of the one before is known.
     generation: u32,
     socket: Option<UnixStream>,
-    /// Bytes that the socket has not taken: `filled` of them from `head` on, in a circle.
+    /// Bytes that the socket has not taken: `filled` of them from `head` on, in a circle. Without a room they are those
+    /// that wait in [`Multiplexer::staged`].
     room: Option<Box<[u8]>>,
     head: usize,
     filled: usize,
+    /// Bytes that a socket took when another one needed the common place, and nobody was told of yet.
+    moved: u32,
     /// The room is not empty, and the socket is to say when it takes more.
     waits: bool,
     /// The guest sends no more, and the client will be told once it has everything.
@@ -130,6 +141,8 @@ pub struct Multiplexer {
     epoll: OwnedFd,
     slots: Vec<Slot>,
     ahead: Ahead,
+    /// What the guest has sent on a connection that has no room of its own, and the socket was not given yet.
+    staged: Staged,
     free: Vec<usize>,
     /// Slots to which something has happened.
     news: VecDeque<usize>,
@@ -178,6 +191,7 @@ impl Multiplexer {
             epoll,
             slots: (0..MOST).map(|_| Slot::default()).collect(),
             ahead: Ahead { slot: 0, bytes: vec![0; AHEAD].into(), head: 0, end: 0 },
+            staged: Staged { slot: 0, bytes: vec![0; ROOM].into() },
             free: (0..MOST).rev().collect(),
             news: VecDeque::with_capacity(MOST),
             deadlines: BTreeSet::new(),
@@ -216,7 +230,7 @@ impl Multiplexer {
         let slot = &mut self.slots[index];
         let owned = matches!(slot.state, State::Open | State::Lingering | State::Done) && !slot.released;
         // Closing takes it out of the epoll.
-        (slot.socket, slot.room, slot.filled) = (None, None, 0);
+        (slot.socket, slot.room, slot.filled, slot.head) = (None, None, 0, 0);
         match slot.state {
             State::Free => {}
             _ if owned => slot.state = State::Done,
@@ -292,7 +306,14 @@ impl Multiplexer {
         use epoll::EventFlags;
         let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         match self.slots[index].state {
-            State::Line => self.read_line(index),
+            State::Line => {
+                self.read_line(index);
+                // It sends no more, and what it has sent is no line: it will never be one.
+                let ended = gone || flags.contains(EventFlags::RDHUP);
+                if ended && self.slots[index].state == State::Line {
+                    self.unseat(index);
+                }
+            }
             State::Open => {
                 if flags.contains(EventFlags::OUT) {
                     let drained = self.move_on(index);
@@ -319,18 +340,31 @@ impl Multiplexer {
         }
     }
 
-    /// Gives a socket as much as it takes. Returns how many bytes left the room.
+    /// Makes the common place free for another connection: what its client does not take now gets a room of its own.
+    fn unstage(&mut self) {
+        let other = self.staged.slot;
+        if self.slots[other].room.is_none() && self.slots[other].filled != 0 {
+            // Its own turn to be flushed comes, and the guest is told then.
+            self.slots[other].moved = self.move_on(other);
+        }
+    }
+
+    /// Gives a socket as much as it takes. Returns how many bytes left this side for it.
     fn move_on(&mut self, index: usize) -> u32 {
         let slot = &mut self.slots[index];
-        let before = slot.filled;
-        let (Some(socket), Some(room)) = (&slot.socket, &slot.room) else { return 0 };
+        let (before, earlier) = (slot.filled, std::mem::take(&mut slot.moved));
+        let Some(socket) = &slot.socket else {
+            slot.filled = 0;
+            return earlier;
+        };
         let mut broken = false;
         while slot.filled != 0 {
+            let room = slot.room.as_ref().unwrap_or(&self.staged.bytes);
             let part = &room[slot.head..room.len().min(slot.head + slot.filled)];
             match rustix::net::send(socket, part, SendFlags::NOSIGNAL) {
                 Ok(sent) => {
                     slot.filled -= sent.min(slot.filled);
-                    slot.head = (slot.head + sent) % room.len();
+                    slot.head = (slot.head + sent) % ROOM;
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
@@ -343,6 +377,11 @@ impl Multiplexer {
         if slot.filled == 0 {
             // In one piece, as long as the client keeps up.
             slot.head = 0;
+        } else if slot.room.is_none() {
+            // It does not.
+            let mut room: Box<[u8]> = vec![0; ROOM].into();
+            room[..slot.filled].copy_from_slice(&self.staged.bytes[slot.head..slot.head + slot.filled]);
+            (slot.room, slot.head) = (Some(room), 0);
         }
         // A socket that takes everything would wake this end each time that its client reads.
         let waits = slot.filled != 0;
@@ -355,7 +394,7 @@ impl Multiplexer {
         if broken {
             self.note(index, |what| what.hung_up = true);
         }
-        moved as u32
+        earlier.saturating_add(moved as u32)
     }
 
     fn expire(&mut self) {
@@ -472,8 +511,12 @@ impl Sockets for Multiplexer {
     }
 
     fn put(&mut self, slot: usize, len: usize, mut fill: impl FnMut(&mut [u8]) -> usize) -> usize {
+        if self.slots[slot].room.is_none() && self.staged.slot != slot {
+            self.unstage();
+            self.staged.slot = slot;
+        }
         let slot = &mut self.slots[slot];
-        let room = slot.room.get_or_insert_with(|| vec![0; ROOM].into());
+        let room = slot.room.as_mut().unwrap_or(&mut self.staged.bytes);
         let mut done = 0;
         while done < len && slot.filled < ROOM {
             let start = (slot.head + slot.filled) % ROOM;

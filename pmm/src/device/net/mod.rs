@@ -153,7 +153,8 @@ impl<E: FrameEnd, B: AsMut<[u8]>> Net<E, B> {
             let (offload, len) = match self.arrived.take() {
                 Some(frame) => frame,
                 None => match self.arrival() {
-                    Ok(frame) => frame,
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => continue,
                     Err(EndError::WouldBlock | EndError::Closed) => return Ok(false),
                 },
             };
@@ -180,15 +181,19 @@ impl<E: FrameEnd, B: AsMut<[u8]>> Net<E, B> {
         Ok(true)
     }
 
-    /// Asks the host end for a frame.
-    fn arrival(&mut self) -> Result<(Offload, usize), EndError> {
+    /// Asks the host end for a frame. None: it was one that cannot be delivered, and is dropped.
+    fn arrival(&mut self) -> Result<Option<(Offload, usize)>, EndError> {
         let into = self.arrivals.as_mut().get_mut(HEADER..).unwrap_or(&mut []);
         let most = into.len();
         let (offload, len) = self.end.receive(into)?;
-        // What the guest has not accepted is not left to it: an end that forgot says so with its frames.
+        // What the guest has not accepted cannot be left to it, and without it the frame is a wrong one: its checksum is
+        // half a checksum, or it is as long as many.
         let header = Header::emit(&offload, 0);
-        let offload = header.parse(Allowed::to_driver(self.features), len).unwrap_or_default();
-        Ok((offload, len.min(most)))
+        let Ok(offload) = header.parse(Allowed::to_driver(self.features), len) else {
+            self.end.dropped(Dropped::NotAccepted);
+            return Ok(None);
+        };
+        Ok(Some((offload, len.min(most))))
     }
 
     /// Takes another buffer of the guest's. `false`: there is none.

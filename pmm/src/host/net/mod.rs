@@ -48,21 +48,26 @@ struct Losses {
     sent: u64,
     /// Frames for the guest that did not fit into its buffers.
     too_long: u64,
+    /// Frames for the guest that leave to it what it has not accepted.
+    not_accepted: u64,
 }
 
 impl Losses {
     fn drop(&mut self, why: Dropped) {
         match why {
             Dropped::TooLong => self.too_long = self.too_long.wrapping_add(1),
+            Dropped::NotAccepted => self.not_accepted = self.not_accepted.wrapping_add(1),
         }
     }
 
     /// A few words, and these numbers behind them.
     fn after(&self, words: &str) -> Cow<'static, str> {
         let mut text = words.to_string();
-        for (count, what) in
-            [(self.sent, "sent frames lost"), (self.too_long, "frames too long for the guest")]
-        {
+        for (count, what) in [
+            (self.sent, "sent frames lost"),
+            (self.too_long, "frames too long for the guest"),
+            (self.not_accepted, "frames dropped with offloads that the guest has not accepted"),
+        ] {
             if count != 0 {
                 text += &format!(", {count} {what}");
             }

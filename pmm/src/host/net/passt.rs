@@ -3,8 +3,9 @@
 //!
 //! The two are joined by a pair of sockets of which passt inherits one end, so there is no path, nobody else can come
 //! between, and when one of them is gone, however it went, the other one is told. A passt that dies is started again:
-//! after a second first, then more and more seldom; one that does not live long is given up after a few times, since it
-//! will say the same each time. What was under way in it is lost; the guest's card stays as it is.
+//! after a second first, then more and more seldom, but for ever: what keeps it from living, such as a port that somebody
+//! else has or a host without a network, may pass. After a few short lives it is said once that the card goes nowhere,
+//! since it will say the same each time. What was under way in it is lost; the guest's card stays as it is.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -33,8 +34,10 @@ const PROGRAM: &str = "passt";
 const PAUSE_US: u64 = 1_000_000;
 /// A life shorter than this is short, in microseconds.
 const SHORT_US: u64 = 10_000_000;
-/// Short lives in a row after which it is given up.
+/// Short lives in a row after which it is said that the card goes nowhere, and nothing more until one lives.
 const SHORT_LIVES: u32 = 5;
+/// How often the pause doubles: up to about a minute, for as long as it takes. What kept it from living may pass.
+const DOUBLINGS: u32 = 6;
 /// Bytes of what it said last that are kept.
 const SAID: usize = 2048;
 
@@ -60,6 +63,8 @@ pub(super) struct Passt {
     /// When the next one is due.
     again_us: Option<u64>,
     short_lives: u32,
+    /// It was said that the card goes nowhere.
+    told: bool,
     starts: u32,
     said: Vec<u8>,
     forwards: String,
@@ -98,6 +103,7 @@ impl Passt {
             running: None,
             again_us: None,
             short_lives: 0,
+            told: false,
             starts: 0,
             said: Vec::new(),
             forwards: all.join(", "),
@@ -173,21 +179,32 @@ impl Passt {
         self.said.clear();
         let short = self.now_us.saturating_sub(running.since_us) < SHORT_US;
         self.short_lives = if short { self.short_lives.saturating_add(1) } else { 0 };
-        if self.short_lives >= SHORT_LIVES {
-            tracing::error!(
-                "--network mode=user: passt has ended{status}{words}; given up after {SHORT_LIVES} starts, the guest's card goes nowhere until pmm is started again"
-            );
-            return;
-        }
-        let pause = PAUSE_US << self.short_lives.min(5);
+        self.try_later(&format!("passt has ended{status}{words}"));
+    }
+
+    /// Notes when the next one is due, and says why, as long as that is news.
+    fn try_later(&mut self, why: &str) {
+        let pause = PAUSE_US << self.short_lives.min(DOUBLINGS);
         self.again_us = Some(self.now_us.saturating_add(pause));
         let seconds = pause / 1_000_000;
-        limited!(
-            warn,
-            self.limit,
-            self.now_us,
-            "--network mode=user: passt has ended{status}{words}; started again in {seconds} s"
-        );
+        if self.short_lives < SHORT_LIVES {
+            limited!(
+                warn,
+                self.limit,
+                self.now_us,
+                "--network mode=user: {why}; started again in {seconds} s"
+            );
+        } else if !std::mem::replace(&mut self.told, true) {
+            tracing::error!(
+                "--network mode=user: {why}, {SHORT_LIVES} times in a row; the guest's card goes nowhere. It is started again and again, at last once a minute, and that is not said any more until one of them lives"
+            );
+        }
+    }
+
+    /// When the one that runs has lived long enough to be believed in, if that is to be said.
+    fn proven_us(&self) -> Option<u64> {
+        let since = self.running.as_ref().filter(|_| self.told)?.since_us;
+        Some(since.saturating_add(SHORT_US))
     }
 }
 
@@ -284,32 +301,28 @@ impl HostEnd for Passt {
             }
         }
         self.bury();
+        if self.proven_us().is_some_and(|at| at <= now_us) {
+            (self.told, self.short_lives) = (false, 0);
+            tracing::info!("--network mode=user: passt lives; the guest's card works again");
+        }
         if self.again_us.is_some_and(|at| at <= now_us) {
             self.again_us = None;
             if let Err(error) = self.spawn() {
                 self.short_lives = self.short_lives.saturating_add(1);
-                limited!(
-                    warn,
-                    self.limit,
-                    now_us,
-                    "--network mode=user: passt cannot be started again ({error})"
-                );
-                if self.short_lives < SHORT_LIVES {
-                    self.again_us = Some(now_us.saturating_add(PAUSE_US << self.short_lives.min(5)));
-                }
+                self.try_later(&format!("passt cannot be started again ({error})"));
             }
         }
     }
 
     fn deadline_us(&self) -> Option<u64> {
-        self.again_us
+        [self.again_us, self.proven_us()].into_iter().flatten().min()
     }
 
     fn state(&self) -> Cow<'static, str> {
         let words = match (&self.running, self.again_us) {
             (Some(running), _) => format!("passt {}, start {}", running.child.id(), self.starts),
-            (None, Some(_)) => "passt has ended, starts again".into(),
-            (None, None) => "passt has ended, given up".into(),
+            (None, _) if self.told => format!("passt does not live, {} starts so far", self.starts),
+            (None, _) => "passt has ended, starts again".into(),
         };
         self.losses.after(&words)
     }
@@ -326,14 +339,14 @@ mod tests {
 
     /// Serves until `done`, with a clock of its own that jumps to each deadline.
     fn pass(passt: &mut Passt, done: impl Fn(&Passt) -> bool) {
-        let mut now = 0;
+        let mut now = passt.now_us;
         for _ in 0..200 {
             passt.progress(now);
             let _ = passt.receive(&mut [0; 64]);
             if done(passt) {
                 return;
             }
-            match passt.deadline_us() {
+            match passt.again_us {
                 Some(at) => now = at,
                 None => {
                     let mut watches = Watches::default();
@@ -346,13 +359,31 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_at_once_is_started_again_a_few_times_and_its_last_words_are_kept() {
-        let mut passt = Passt::start(Some(Path::new("/bin/false")), &[], [2, 0, 0, 0, 0, 1], None).unwrap();
-        pass(&mut passt, |passt| passt.running.is_none() && passt.again_us.is_none());
-        assert_eq!(passt.starts, SHORT_LIVES);
-        assert_eq!(passt.state(), "passt has ended, given up");
+    fn one_that_ends_at_once_is_started_again_for_ever_and_once_it_lives_the_card_works() {
+        let path = std::env::temp_dir().join(format!("pmm-passt-back-{}", std::process::id()));
+        std::os::unix::fs::symlink("/bin/false", &path).unwrap();
+        let mut passt = Passt::start(Some(&path), &[], [2, 0, 0, 0, 0, 1], None).unwrap();
+        pass(&mut passt, |passt| passt.running.is_none() && passt.starts == SHORT_LIVES);
+        assert_eq!(passt.state(), "passt does not live, 5 starts so far");
         assert_eq!(passt.send(&Offload::default(), &[0; 14]), Ok(()));
         assert!(passt.state().ends_with("1 sent frames lost"));
+        // What kept it from living lasts for long, and the pauses do not grow without an end.
+        pass(&mut passt, |passt| passt.running.is_none() && passt.starts == 4 * SHORT_LIVES);
+        let pause = passt.again_us.unwrap() - passt.now_us;
+        assert_eq!(pause, PAUSE_US << DOUBLINGS);
+        // And passes.
+        std::fs::remove_file(&path).unwrap();
+        let script = path.with_extension("sh");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&script, &path).unwrap();
+        pass(&mut passt, |passt| passt.running.is_some());
+        assert_eq!((passt.told, passt.deadline_us()), (true, Some(passt.now_us + SHORT_US)));
+        passt.progress(passt.now_us + SHORT_US);
+        assert_eq!((passt.told, passt.short_lives, passt.deadline_us()), (false, 0, None));
+        assert!(passt.state().contains("start 21"), "{}", passt.state());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(&script).unwrap();
     }
 
     #[test]

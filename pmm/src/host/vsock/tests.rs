@@ -127,6 +127,94 @@ fn a_client_that_says_nothing_or_nonsense_is_closed() {
 }
 
 #[test]
+fn a_client_that_leaves_before_its_line_is_whole_gives_its_slot_back_at_once() {
+    let mut bench = Bench::new("half");
+    for line in [&b""[..], b"C", b"CONNECT 12"] {
+        // Gone as a whole, or only in the direction in which its line would come.
+        for whole in [true, false] {
+            let uses = |bench: &Bench| bench.end.slots.iter().map(|slot| slot.generation).sum::<u32>();
+            let before = uses(&bench);
+            let mut client = bench.client();
+            client.write_all(line).unwrap();
+            let kept = match whole {
+                true => {
+                    drop(client);
+                    None
+                }
+                false => {
+                    client.shutdown(std::net::Shutdown::Write).unwrap();
+                    Some(client)
+                }
+            };
+            for _ in 0..3 {
+                if bench.end.free.len() == MOST && uses(&bench) != before {
+                    break;
+                }
+                bench.wait();
+            }
+            assert_eq!(uses(&bench), before + 1, "it had a slot");
+            assert_eq!((bench.end.free.len(), bench.end.deadline_us()), (MOST, None), "{line:?} {whole}");
+            if let Some(client) = kept {
+                bench.is_closed(client);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_a_client_that_falls_behind_costs_a_room() {
+    let mut bench = Bench::new("room");
+    let (mut keen, first) = bench.asked(b"CONNECT 1\n");
+    let (mut other, second) = bench.asked(b"CONNECT 2\n");
+    let put = |bench: &mut Bench, slot, bytes: &[u8]| {
+        let mut rest = bytes;
+        bench.end.put(slot, bytes.len(), |part| {
+            let (now, later) = rest.split_at(part.len().min(rest.len()));
+            part[..now.len()].copy_from_slice(now);
+            rest = later;
+            now.len()
+        })
+    };
+    let mut got = [0; 9];
+    for _ in 0..100 {
+        // In turns, as the packets of two connections come in one batch, and flushed when it is over.
+        for (slot, words) in [(first, b"one"), (second, b"two"), (first, b"ONE"), (second, b"TWO")] {
+            assert_eq!(put(&mut bench, slot, words), 3);
+        }
+        assert_eq!((bench.end.flush(first), bench.end.flush(second)), (6, 6), "all of it is told of, once");
+        keen.read_exact(&mut got[..6]).unwrap();
+        assert_eq!(&got[..6], b"oneONE");
+        other.read_exact(&mut got[..6]).unwrap();
+        assert_eq!(&got[..6], b"twoTWO");
+    }
+    let rooms = |bench: &Bench| bench.end.slots.iter().filter(|slot| slot.room.is_some()).count();
+    assert_eq!(rooms(&bench), 0, "both keep up");
+    let (mut sent, mut stuck) = (0, 0);
+    while stuck == 0 {
+        assert_eq!(put(&mut bench, first, &[7; 4096]), 4096);
+        // Another connection's bytes push them out of the common place.
+        assert_eq!(put(&mut bench, second, b"two"), 3);
+        sent += 4096;
+        assert!(sent < 64 << 20, "a socket without an end");
+        stuck = 4096 - bench.end.flush(first);
+        assert_eq!(bench.end.flush(second), 3);
+        other.read_exact(&mut got[..3]).unwrap();
+        assert_eq!(&got[..3], b"two");
+    }
+    assert_eq!(rooms(&bench), 1, "one has fallen behind");
+    let mut all = vec![0; sent];
+    keen.set_nonblocking(true).unwrap();
+    let mut read = 0;
+    while read < sent {
+        match keen.read(&mut all[read..]) {
+            Ok(count) => read += count,
+            Err(_) => _ = bench.end.flush(first),
+        }
+    }
+    assert!(all.iter().all(|&byte| byte == 7), "nothing of the other connection is among it");
+}
+
+#[test]
 fn a_slow_client_gets_everything_in_order_and_half_closes_pass() {
     let mut bench = Bench::new("slow");
     let (mut client, slot) = bench.asked(b"CONNECT 1\n");
