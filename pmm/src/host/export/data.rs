@@ -1,19 +1,15 @@
-//! Open files and directories: opening, creating, reading, writing, listing, flushing to the disk, locks.
+//! Open files and directories: opening, creating, reading, writing, listing, flushing to the disk.
 
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use hvl_shared_abi::wire::p9::{
-    Entry, EntryWriter, Errno, GetLock, IO_HEADER, Lock, Qid, Reply, entry_kind, lock, open,
-};
+use hvl_shared_abi::wire::p9::{Entry, EntryWriter, Errno, IO_HEADER, Qid, Reply, entry_kind, open};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 
 use super::fid::{Fid, OpenFile, State, locked};
 use super::resolve::{Counted, Name, Node, errno, join, qid_kind, qid_path};
 use super::session::{Out, Session};
 use super::tree::permissions;
-use crate::sys::{LockKind, RangeLock};
 
 /// Bytes of directory entries that are read from the kernel at once.
 const LISTING: usize = 32 * 1024;
@@ -39,11 +35,11 @@ fn open_flags(flags: u32) -> Result<OFlags, Errno> {
     Ok(on_host)
 }
 
-fn opened(file: Counted, node: &Node, flags: OFlags) -> Arc<OpenFile> {
-    Arc::new(OpenFile::new(file, node.is_directory(), flags))
-}
-
 impl Session {
+    fn opened(&self, file: Counted, node: &Node, flags: OFlags) -> Arc<OpenFile> {
+        Arc::new(OpenFile::new(file, node, flags, self.export.locks.clone()))
+    }
+
     fn io_unit(&self) -> u32 {
         self.msize().saturating_sub(IO_HEADER)
     }
@@ -60,7 +56,7 @@ impl Session {
             return Err(Errno::BADF);
         }
         let node = fid.node();
-        let file = opened(self.export.root.reopen(&node, flags)?, &node, flags);
+        let file = self.opened(self.export.root.reopen(&node, flags)?, &node, flags);
         let qid = self.qid(&node)?;
         *state = State::Open(file);
         drop(state);
@@ -100,7 +96,7 @@ impl Session {
             Err(errno) => return Err(errno),
         };
         let qid = self.qid(&node)?;
-        let file = opened(file, &node, flags);
+        let file = self.opened(file, &node, flags);
         self.becomes(&fid, Arc::new(node), path, State::Open(file))?;
         out.send(Reply::Lcreate { qid, io_unit: self.io_unit() })
     }
@@ -204,61 +200,6 @@ impl Session {
             any = true;
         }
         Ok(writer.used())
-    }
-
-    pub(super) fn lock(&self, fid: u32, asked: Lock<'_>, out: Out<'_>) -> Result<usize, Errno> {
-        let file = self.fid(fid)?.open()?;
-        if asked.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
-            return Err(Errno::INVAL);
-        }
-        let range = RangeLock { kind: lock_kind(asked.kind)?, start: asked.start, length: asked.length };
-        // It never waits here: a client that would wait asks again.
-        let status = match crate::sys::set_range_lock(file.as_fd(), range) {
-            Ok(true) => lock::SUCCESS,
-            Ok(false) => lock::BLOCKED,
-            Err(error) => return Err(io_errno(&error)),
-        };
-        out.send(Reply::Lock { status })
-    }
-
-    pub(super) fn getlock(&self, fid: u32, asked: GetLock<'_>, out: Out<'_>) -> Result<usize, Errno> {
-        let file = self.fid(fid)?.open()?;
-        let kind = lock_kind(asked.kind)?;
-        if kind == LockKind::Unlock {
-            return Err(Errno::INVAL);
-        }
-        let range = RangeLock { kind, start: asked.start, length: asked.length };
-        let found = crate::sys::get_range_lock(file.as_fd(), range).map_err(|error| io_errno(&error))?;
-        let answer = match found {
-            None => GetLock { kind: lock::UNLOCK, ..asked },
-            Some(other) => GetLock {
-                kind: if other.kind == LockKind::Read { lock::READ } else { lock::WRITE },
-                start: other.start,
-                length: other.length,
-                // It belongs to an open file, not to a process, and not to a client that has a name.
-                process: 0,
-                client: &[],
-            },
-        };
-        out.send(Reply::Getlock { lock: answer })
-    }
-}
-
-fn lock_kind(kind: u8) -> Result<LockKind, Errno> {
-    Ok(match kind {
-        lock::READ => LockKind::Read,
-        lock::WRITE => LockKind::Write,
-        lock::UNLOCK => LockKind::Unlock,
-        _ => return Err(Errno::INVAL),
-    })
-}
-
-/// The standard library's error as the client is told it.
-fn io_errno(error: &std::io::Error) -> Errno {
-    match error.raw_os_error().and_then(|number| u32::try_from(number).ok()) {
-        Some(number) => Errno(number),
-        None if error.kind() == std::io::ErrorKind::InvalidInput => Errno::INVAL,
-        None => Errno::IO,
     }
 }
 

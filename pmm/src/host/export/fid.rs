@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hvl_shared_abi::wire::p9::Errno;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
+use super::locks::Locks;
 use super::resolve::{Counted, Node, split};
 use crate::sys::pieces::Waiting;
 
@@ -23,6 +25,13 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct OpenFile {
     file: Counted,
+    /// Device and inode.
+    pub(super) identity: (u64, u64),
+    /// Which of all files that were ever opened.
+    pub(super) number: u64,
+    locks: Arc<Locks>,
+    /// Something was, or is, locked through it.
+    locking: AtomicBool,
     pub(super) directory: bool,
     pub(super) writable: bool,
     /// A write waits for no disk, and puts its bytes where it says.
@@ -34,13 +43,18 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    /// What was opened with `flags`.
-    pub(super) fn new(file: Counted, directory: bool, flags: OFlags) -> OpenFile {
+    /// `node`, opened with `flags`.
+    pub(super) fn new(file: Counted, node: &Node, flags: OFlags, locks: Arc<Locks>) -> OpenFile {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let in_memory =
             rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
         OpenFile {
             file,
-            directory,
+            identity: node.identity(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            locks,
+            locking: AtomicBool::new(false),
+            directory: node.is_directory(),
             writable: flags & OFlags::RWMODE != OFlags::RDONLY,
             // No other file system: while one is frozen, even a write that may not wait does.
             plain_writes: in_memory && !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
@@ -54,6 +68,21 @@ impl OpenFile {
     pub(super) fn ends_at(&self, offset: u64) -> bool {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         rustix::fs::statx(self, c"", flags, StatxFlags::SIZE).is_ok_and(|status| status.stx_size <= offset)
+    }
+}
+
+impl OpenFile {
+    /// A lock was set through it.
+    pub(super) fn has_locked(&self) {
+        self.locking.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.locking.load(Ordering::Relaxed) {
+            self.locks.clone().closed(self);
+        }
     }
 }
 

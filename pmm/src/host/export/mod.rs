@@ -27,6 +27,7 @@ mod at_once;
 mod data;
 mod fid;
 mod flight;
+mod locks;
 mod resolve;
 mod session;
 mod stream;
@@ -41,6 +42,7 @@ pub use session::{Handled, Session};
 pub(crate) use stream::{Connection, Ended, Stream, THREADS};
 
 use crate::failure::{Failure, refused};
+use locks::Locks;
 use resolve::{Budget, Root};
 
 /// Most fids of a session unless its export says otherwise.
@@ -122,6 +124,7 @@ impl Default for Rules {
 pub struct Export {
     root: Root,
     rules: Rules,
+    locks: Arc<Locks>,
     /// The names by which a client may attach, beside none.
     tag: String,
     path: PathBuf,
@@ -166,7 +169,7 @@ impl Export {
         crate::sys::ignore_signals();
         let rules = Rules { msize: rules.msize.clamp(MIN_MSIZE, MAX_MSIZE), ..rules };
         let root = Root::new(directory, confined, Budget::new(rules.descriptors))?;
-        Ok(Arc::new(Export { root, rules, tag: tag.into(), path: path.into() }))
+        Ok(Arc::new(Export { root, rules, locks: Arc::default(), tag: tag.into(), path: path.into() }))
     }
 
     /// What it allows.
@@ -181,10 +184,18 @@ impl Export {
 
     /// Whether a client that asks for `tree` means this export. Most name nothing, or the root; some the directory.
     fn is_called(&self, tree: &[u8]) -> bool {
+        // With a slash at its end a directory is the same, and the root nothing but one.
+        let bare = |name| {
+            let mut name: &[u8] = name;
+            while let Some(shorter) = name.strip_suffix(b"/") {
+                name = shorter;
+            }
+            name
+        };
+        let tree = bare(tree);
         tree.is_empty()
-            || tree == b"/"
             || tree == self.tag.as_bytes()
-            || tree == self.path.as_os_str().as_encoded_bytes()
+            || tree == bare(self.path.as_os_str().as_encoded_bytes())
     }
 
     /// The owner that a client sees.

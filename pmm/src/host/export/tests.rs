@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hvl_shared_abi::wire::p9::{
-    Attr, Errno, MAX_MSIZE, NO_FID, NO_TAG, NO_UID, Names, Qid, Reply, Request, VERSION, getattr, open,
+    Attr, Errno, GetLock, MAX_MSIZE, NO_FID, NO_TAG, NO_UID, Names, Qid, Reply, Request, VERSION, getattr,
+    open,
 };
 
 use super::*;
@@ -207,6 +208,14 @@ impl Client {
         };
         self.clunk(FID).ok();
         content
+    }
+
+    /// The lock in the way of one through fid 1.
+    pub(super) fn getlock(&mut self, asked: GetLock<'_>) -> GetLock<'static> {
+        match self.ask(Request::Getlock { fid: 1, lock: asked }).get() {
+            Reply::Getlock { lock } => GetLock { client: lock.client.to_vec().leak(), ..lock },
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(super) fn attr(&mut self, fid: u32) -> Attr {

@@ -143,8 +143,8 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let path = bearer(&fid.node())?;
-        // An empty value is how a client removes one.
-        if new.value.bytes.is_empty() {
+        // So Linux removes one. An empty value with other flags is a value.
+        if new.value.bytes.is_empty() && new.flags.contains(XattrFlags::REPLACE) {
             return rustix::fs::removexattr(path, &new.name[..]).map_err(errno);
         }
         rustix::fs::setxattr(path, &new.name[..], &new.value.bytes, new.flags).map_err(errno)

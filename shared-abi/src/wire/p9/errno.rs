@@ -57,6 +57,8 @@ errors! {
     RANGE = 34;
     DEADLK = 35;
     NAMETOOLONG = 36;
+    /// As many locks as there may be.
+    NOLCK = 37;
     NOTEMPTY = 39;
     /// A symbolic link where none may be followed.
     LOOP = 40;

@@ -254,8 +254,15 @@ fn extended_attributes_of_users() {
     let mut names: Vec<_> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
     names.sort();
     assert_eq!(names, [b"user.one", b"user.two"]);
-    assert_eq!(set_xattr(&mut client, "f", b"user.one", b"", 0), Ok(()), "an empty value removes it");
-    assert_eq!(get_xattr(&mut client, "f", b"user.one"), Err(Errno::NODATA));
+    assert_eq!(set_xattr(&mut client, "f", b"user.one", b"", 0), Ok(()));
+    assert_eq!(get_xattr(&mut client, "f", b"user.one"), Ok(vec![]), "an empty value is a value");
+    assert_eq!(set_xattr(&mut client, "f", b"user.new", b"", xattr::CREATE), Ok(()));
+    assert_eq!(get_xattr(&mut client, "f", b"user.new"), Ok(vec![]));
+    for name in [&b"user.one"[..], b"user.new"] {
+        assert_eq!(set_xattr(&mut client, "f", name, b"", xattr::REPLACE), Ok(()), "so Linux removes it");
+        assert_eq!(get_xattr(&mut client, "f", name), Err(Errno::NODATA));
+        assert_eq!(set_xattr(&mut client, "f", name, b"", xattr::REPLACE), Err(Errno::NODATA));
+    }
     // Parts of a value.
     client.reach(1, "f");
     client.ask(Request::Xattrwalk { fid: 1, new_fid: 2, name: b"user.two" }).ok();
@@ -296,7 +303,8 @@ fn ask_lock(client: &mut Client, fid: u32, kind: u8, start: u64, length: u64) ->
 fn locks_stand_between_clients() {
     let folder = Folder::new();
     folder.write("tree/f", "");
-    let (mut one, mut two) = (Client::on(&folder), Client::on(&folder));
+    let export = Export::open(&folder.tree(), "tag", Rules::default(), "test").unwrap();
+    let (mut one, mut two) = (Client::attached(&export), Client::attached(&export));
     for client in [&mut one, &mut two] {
         client.reach_open(1, "f", open::READ_WRITE);
     }
@@ -304,14 +312,93 @@ fn locks_stand_between_clients() {
     assert_eq!(ask_lock(&mut two, 1, lock::READ, 19, 1), Ok(lock::BLOCKED), "and it does not wait");
     assert_eq!(ask_lock(&mut two, 1, lock::READ, 20, 0), Ok(lock::SUCCESS));
     let asked = GetLock { kind: lock::WRITE, start: 0, length: 0, process: 7, client: b"you" };
-    let found = GetLock { kind: lock::WRITE, start: 10, length: 10, process: 0, client: b"" };
-    assert_eq!(two.ask(Request::Getlock { fid: 1, lock: asked }).get(), Reply::Getlock { lock: found });
+    let found = GetLock { kind: lock::WRITE, start: 10, length: 10, process: 1, client: b"me" };
+    assert_eq!(one.getlock(asked), GetLock { kind: lock::READ, start: 20, length: 0, ..found });
+    assert_eq!(two.getlock(asked), found);
+    // So Linux asks, always.
+    assert_eq!(two.getlock(GetLock { kind: lock::UNLOCK, ..asked }), found);
     assert_eq!(ask_lock(&mut one, 1, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
     let free = GetLock { kind: lock::UNLOCK, ..asked };
     assert_eq!(two.ask(Request::Getlock { fid: 1, lock: asked }).get(), Reply::Getlock { lock: free });
     assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::BLOCKED));
     two.clunk(1).ok();
     assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::SUCCESS), "a lock ends with its fid");
+}
+
+#[test]
+fn a_lock_that_is_in_the_way_has_an_owner() {
+    let folder = Folder::new();
+    let path = folder.write("tree/f", "");
+    let export = Export::open(&folder.tree(), "tag", Rules::default(), "test").unwrap();
+    let (mut one, mut two) = (Client::attached(&export), Client::attached(&export));
+    for client in [&mut one, &mut two] {
+        client.reach_open(1, "f", open::READ_WRITE);
+    }
+    let hold = |client: &mut Client, kind, start, length, process, name| {
+        let lock = Lock { kind, flags: 0, start, length, process, client: name };
+        assert_eq!(client.ask(Request::Lock { fid: 1, lock }).get(), Reply::Lock { status: lock::SUCCESS });
+    };
+    let asked = GetLock { kind: lock::UNLOCK, start: 0, length: 0, process: 7, client: b"you" };
+    hold(&mut one, lock::WRITE, 0, 100, 41, b"board");
+    // The middle given up, one half given to another process: what is left keeps its owners.
+    hold(&mut one, lock::UNLOCK, 40, 20, 41, b"board");
+    hold(&mut one, lock::READ, 60, 40, 42, b"board");
+    let at = |start, client: &mut Client| {
+        let found = client.getlock(GetLock { start, length: 1, ..asked });
+        (found.kind, found.start, found.length, found.process)
+    };
+    assert_eq!(at(39, &mut two), (lock::WRITE, 0, 40, 41));
+    assert_eq!(at(50, &mut two), (lock::UNLOCK, 50, 1, 7));
+    assert_eq!(at(60, &mut two), (lock::READ, 60, 40, 42));
+    assert_eq!(two.getlock(asked).client, b"board");
+    // One whose name nobody can keep, and a program of the host, have none.
+    one.ask(Request::Lock { fid: 1, lock: Lock { kind: lock::UNLOCK, ..Lock::default() } }).ok();
+    hold(&mut one, lock::WRITE, 0, 0, 43, &[b'x'; 65]);
+    assert_eq!((two.getlock(asked).process, two.getlock(asked).client), (43, &b""[..]));
+    one.clunk(1).ok();
+    let host = std::fs::File::options().write(true).open(&path).unwrap();
+    assert!(crate::sys::lock_range(std::os::fd::AsFd::as_fd(&host), 5, 1).unwrap());
+    assert_eq!((at(5, &mut two), two.getlock(asked).client), ((lock::WRITE, 5, 1, 0), &b""[..]));
+}
+
+#[test]
+fn locks_without_end() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    folder.write("tree/g", "");
+    let mut client = Client::on(&folder);
+    client.reach_open(1, "f", open::READ_WRITE);
+    client.reach_open(2, "g", open::READ_WRITE);
+    // Neighbours are one.
+    for byte in 0..5000 {
+        assert_eq!(ask_lock(&mut client, 1, lock::READ, byte, 1), Ok(lock::SUCCESS));
+    }
+    let refused =
+        (0..5000).find_map(|n| ask_lock(&mut client, 2, lock::READ, 2 * n, 1).err().map(|e| (n, e)));
+    assert_eq!(refused, Some((4094, Errno::NOLCK)));
+    assert_eq!(ask_lock(&mut client, 1, lock::UNLOCK, 10, 1), Err(Errno::NOLCK), "it would be two");
+    assert_eq!(ask_lock(&mut client, 2, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
+    assert_eq!(ask_lock(&mut client, 1, lock::UNLOCK, 10, 1), Ok(lock::SUCCESS));
+}
+
+#[test]
+fn a_reader_that_may_not_write_holds_nobody_up() {
+    let folder = Folder::new();
+    let path = folder.write("tree/region", [0; 64]);
+    let mut client = Client::with(&folder, Rules { read_only: true, ..Rules::default() });
+    client.reach_open(1, "region", open::READ_ONLY);
+    assert_eq!(ask_lock(&mut client, 1, lock::READ, 0, 0), Ok(lock::SUCCESS));
+    assert_eq!(ask_lock(&mut client, 1, lock::WRITE, 0, 0), Err(Errno::BADF));
+    let host = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let lock = |start| crate::sys::lock_range(std::os::fd::AsFd::as_fd(&host), start, 1).unwrap();
+    assert!(lock(0), "the host's own program has its file");
+    // It is told of the writer.
+    assert_eq!(ask_lock(&mut client, 1, lock::READ, 0, 0), Ok(lock::BLOCKED));
+    assert_eq!(ask_lock(&mut client, 1, lock::READ, 1, 0), Ok(lock::SUCCESS));
+    assert_eq!(ask_lock(&mut client, 1, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
+    assert!(lock(1));
+    let asked = GetLock { kind: lock::READ, start: 0, length: 1, process: 0, client: b"" };
+    assert_eq!(client.getlock(asked).kind, lock::WRITE);
 }
 
 #[test]
@@ -325,7 +412,7 @@ fn lock_errors() {
     assert_eq!(ask_lock(&mut client, 1, lock::WRITE, 0, 0), Err(Errno::BADF), "not for writing");
     assert_eq!(ask_lock(&mut client, 1, 3, 0, 0), Err(Errno::INVAL));
     assert_eq!(ask_lock(&mut client, 1, lock::READ, u64::MAX, 0), Err(Errno::INVAL));
-    let asked = GetLock { kind: lock::UNLOCK, start: 0, length: 0, process: 0, client: b"" };
+    let asked = GetLock { kind: 3, start: 0, length: 0, process: 0, client: b"" };
     assert_eq!(client.ask(Request::Getlock { fid: 1, lock: asked }).errno(), Errno::INVAL);
     let lock = Lock { kind: lock::READ, flags: 4, start: 0, length: 0, process: 0, client: b"" };
     assert_eq!(client.ask(Request::Lock { fid: 1, lock }).errno(), Errno::INVAL);

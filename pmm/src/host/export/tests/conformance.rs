@@ -1,5 +1,6 @@
 //! One test for every operation, and the errors of each.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
 use hvl_shared_abi::wire::p9::{AT_REMOVEDIR, Entries, MIN_MSIZE, UNKNOWN, entry_kind, mode, qid};
@@ -75,13 +76,22 @@ fn attach_by_any_name_of_the_export() {
     let mut client = Client::on(&folder);
     let path = folder.tree();
     let attach = |fid, afid, tree| Request::Attach { fid, afid, user: b"me", tree, uid: NO_UID };
-    for (fid, tree) in (1..).zip([&b""[..], b"/", b"tag", path.as_os_str().as_encoded_bytes()]) {
+    let slash = [path.as_os_str().as_encoded_bytes(), b"/"].concat();
+    for (fid, tree) in
+        (1..9).zip([&b""[..], b"/", b"//", b"tag", b"tag/", path.as_os_str().as_encoded_bytes(), &slash])
+    {
         let answer = client.ask(attach(fid, NO_FID, tree));
         let Reply::Attach { qid } = answer.get() else { panic!("{answer:?}") };
         assert_eq!((qid.kind, qid.path), (qid::DIRECTORY, inode(&path)));
     }
     assert_eq!(client.ask(attach(9, NO_FID, b"/etc")).errno(), Errno::NOENT);
+    assert_eq!(client.ask(attach(9, NO_FID, b"/tag")).errno(), Errno::NOENT);
     assert_eq!(client.ask(attach(9, 3, b"")).errno(), Errno::BADF);
+    // The same where it was named with one.
+    let named = Export::open(Path::new(std::ffi::OsStr::from_bytes(&slash)), "tag", Rules::default(), "test");
+    let mut other = Client::attached(&named.unwrap());
+    other.ask(attach(1, NO_FID, &slash)).ok();
+    other.ask(attach(2, NO_FID, path.as_os_str().as_encoded_bytes())).ok();
     assert_eq!(client.ask(attach(1, NO_FID, b"")).errno(), Errno::BADF, "in use");
     assert_eq!(client.ask(attach(NO_FID, NO_FID, b"")).errno(), Errno::BADF);
 }
