@@ -3,10 +3,10 @@
 
 use core::fmt;
 
-/// A reason to end, as one line for the person who typed the command: what was wrong, where, and the way out.
+/// A reason to end, for the person who typed the command: what was wrong, where, and the way out, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The command or its configuration is wrong. Found before anything is opened.
+    /// The command or its configuration is wrong, in a line for each thing that is. Found before anything is opened.
     Misuse(String),
     /// The machine or a peer refused what a correct command asked for.
     Refused(String),

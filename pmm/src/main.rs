@@ -1,6 +1,5 @@
 //! The program `pmm`: reads its command line, opens everything, serves until it is told to end.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use hvl_pmm::options::{Command, LogOptions, Run, parse};
@@ -10,11 +9,7 @@ fn main() -> ExitCode {
     // What a system call reports as well ends nothing, from the first file on that is touched.
     ignore_signals();
     let result = parse(std::env::args_os()).and_then(|command| match command {
-        Command::Print(text) => {
-            // Nobody reads on: no reason to fail.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Print(text) => observe::print(&text, &mut std::io::stdout()).map(|_| ExitCode::SUCCESS),
         Command::Status(request) => {
             observe::status(&request, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
         }
@@ -24,7 +19,9 @@ fn main() -> ExitCode {
     let code = match result {
         Ok(code) => code,
         Err(failure) => {
-            observe::log::say(&format!("pmm: {failure}\n"));
+            for line in failure.to_string().lines() {
+                observe::log::say(&format!("pmm: {line}\n"));
+            }
             ExitCode::from(failure.exit_code())
         }
     };

@@ -26,9 +26,7 @@ const RETRY_US: u64 = 20_000;
 /// [`Failure::Misuse`] if several PMMs run and none was named; [`Failure::Refused`] if none answers, or a condition
 /// does not come true in time.
 pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failure> {
-    let conditions: Result<Vec<Condition>, String> =
-        request.wait_for.iter().map(|text| Condition::parse(text)).collect();
-    let conditions = conditions.map_err(Failure::Misuse)?;
+    let conditions = &request.wait_for;
     let Number(seconds) = request.timeout.unwrap_or(Number(60));
     let deadline = Instant::now() + Duration::from_secs(seconds.min(u64::from(u32::MAX)));
     let (path, stream) = loop {
@@ -61,7 +59,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
         match reader.read_line(&mut line) {
             Ok(0) if request.follow => return Ok(()),
             Ok(0) => {
-                return refused(match unmet(&conditions, &last) {
+                return refused(match unmet(conditions, &last) {
                     Some((condition, found)) => {
                         format!("--wait-for '{condition}': the pmm ended before it was so; it was {found}")
                     }
@@ -70,7 +68,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
             }
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return refused(match unmet(&conditions, &last) {
+                return refused(match unmet(conditions, &last) {
                     Some((condition, found)) => {
                         format!("--wait-for '{condition}': not so after {seconds} s; it is {found}")
                     }
@@ -89,15 +87,34 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
             Ok(status) if !request.json => status.to_string(),
             _ => line,
         };
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Whoever read it has seen enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            other => other
-                .map_err(|error| Failure::Refused(format!("standard output cannot be written ({error})")))?,
-        }
-        if !request.follow {
+        if print(&text, out)? == Reader::HasLeft || !request.follow {
             return Ok(());
         }
+    }
+}
+
+/// Whether anybody reads on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// As far as one can tell.
+    IsThere,
+    /// It has closed its end, because it has seen enough.
+    HasLeft,
+}
+
+/// Prints to standard output, or what stands for it.
+///
+/// # Errors
+///
+/// [`Failure::Refused`] if it does not take everything.
+pub fn print(text: &str, out: &mut dyn Write) -> Result<Reader, Failure> {
+    // Standard output keeps what follows the last line's end; only a flush tells whether that went.
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::IsThere),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::HasLeft),
+        Err(error) => refused(format!(
+            "standard output cannot be written ({error}); what was printed is not whole, write it elsewhere"
+        )),
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::str::FromStr;
 
 use serde_json::Value;
+
+use crate::options::BadValue;
 
 /// `PATH OP VALUE`, as `pmm status --wait-for` takes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,12 +41,10 @@ impl Condition {
     ///
     /// # Errors
     ///
-    /// A line that names the condition and shows how one is written.
-    pub fn parse(text: &str) -> Result<Condition, String> {
+    /// What is wrong with it, and how one is written.
+    pub fn parse(text: &str) -> Result<Condition, BadValue> {
         let bad = || {
-            format!(
-                "--wait-for '{text}': write PATH OP VALUE with one of = != < <= > >=, as in 'links.0.sessions>=2'"
-            )
+            BadValue("write PATH OP VALUE with one of = != < <= > >=, as in 'links.0.adoptions>=2'".into())
         };
         let at = text.find(['!', '<', '>', '=']).ok_or_else(bad)?;
         let (path, rest) = text.split_at(at);
@@ -83,6 +84,14 @@ impl Condition {
             Op::More => order == Some(Ordering::Greater),
             Op::AtLeast => matches!(order, Some(Ordering::Greater | Ordering::Equal)),
         }
+    }
+}
+
+impl FromStr for Condition {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Condition, BadValue> {
+        Condition::parse(text)
     }
 }
 

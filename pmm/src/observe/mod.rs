@@ -21,7 +21,7 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-pub use ask::status;
+pub use ask::{Reader, print, status};
 pub use board::{Board, Waker};
 pub use condition::Condition;
 pub use control::Control;

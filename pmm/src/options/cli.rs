@@ -10,11 +10,18 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::describe::{self, LinkDescription};
-use super::later::{Later, WithoutEffect, refuse_bare_dashes};
+use super::file::{self, Config};
+use super::later::{Later, WithoutEffect};
 use super::network::Network;
+use super::refusals::{BEHIND_ALL, Given, Refusals};
 use super::share::{SHARE_HELP, Share, ShareArgs};
+use super::typed::take_apart;
 use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
-use crate::failure::{Failure, misuse, refused};
+use crate::failure::Failure;
+use crate::observe::Condition;
+
+/// The place of a file's first line, behind any word of a command line.
+const FILE: usize = 1 << 32;
 
 /// What to do, checked.
 #[derive(Clone, Debug)]
@@ -88,7 +95,7 @@ pub struct StatusRequest {
     /// index or by its "name"; one of = != < <= > >=; a number or text.
     /// Example: --wait-for 'links.0.devices.rng.state=running'
     #[arg(long, value_name = "CONDITION", action = clap::ArgAction::Append)]
-    pub wait_for: Vec<String>,
+    pub wait_for: Vec<Condition>,
     /// How long --wait-for may wait; then it ends with 1 and names what it waited for [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<Number>,
@@ -294,80 +301,132 @@ struct RunArgs {
     later: Later,
 }
 
-/// A configuration file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct Config {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    control: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    wait: Option<Number>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_level: Option<LogLevel>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    log_json: bool,
-    link: Vec<LinkOptions>,
-}
-
 /// Reads a command line; the first of `args` is the program's name, as in [`std::env::args_os`].
 ///
 /// # Errors
 ///
-/// [`Failure::Misuse`] for anything that is wrong with the command or the configuration, in one line that names option,
-/// value and way out; [`Failure::Refused`] if the configuration file cannot be read. Nothing else was touched then.
+/// [`Failure::Misuse`] for anything that is wrong with the command or the configuration, all of it, in a line each that
+/// names option, value and way out; [`Failure::Refused`] if the configuration file cannot be read and nothing else is
+/// wrong. Nothing else was touched then.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let args: Vec<OsString> = args.into_iter().collect();
-    refuse_bare_dashes(&args)?;
-    let matches = match Cli::command().try_get_matches_from(args) {
-        Ok(matches) => matches,
-        Err(error) => return one_line(&error),
-    };
-    match Cli::from_arg_matches(&matches).map_err(|error| Failure::Misuse(error.to_string()))?.command {
-        Sub::Status(request) => status(request),
-        Sub::Share(args) => args.check().map(Command::Share),
-        Sub::Run(args) => run(*args),
+    let mut cli = Cli::command();
+    cli.build();
+    let command = args.get(1).and_then(|word| cli.find_subcommand(word));
+    let (prefix, rest) = args.split_at(if command.is_some() { 2 } else { args.len() });
+    let (mut refusals, mut given) = (Refusals::default(), Given::default());
+    let mut good = prefix.to_vec();
+    for (at, typed) in command.into_iter().flat_map(|command| take_apart(command, rest)).enumerate() {
+        let option = typed.option.as_deref().unwrap_or_default();
+        given.note(option, at);
+        let mut wrong = typed.slip;
+        if typed.certain {
+            // What is missing beside it is asked for when all is there.
+            let alone = prefix.iter().chain(&typed.words);
+            match Cli::command().try_get_matches_from(alone) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {}
+                Err(error) => match explain(&error) {
+                    Said::Print(text) => return Ok(Command::Print(text)),
+                    Said::Wrong(text) => {
+                        wrong.iter().for_each(|slip| refusals.add(at, slip));
+                        wrong = Some(text);
+                    }
+                },
+            }
+        }
+        match wrong {
+            None => good.extend(typed.words),
+            Some(text) => {
+                refusals.add(at, text);
+                given.refuse(option);
+            }
+        }
+    }
+    let parsed = Cli::command().try_get_matches_from(good).and_then(|found| Cli::from_arg_matches(&found));
+    match parsed.map(|cli| cli.command) {
+        Ok(Sub::Status(request)) => status(request, &given, refusals),
+        Ok(Sub::Share(args)) => args.check(&given, refusals).map(Command::Share),
+        Ok(Sub::Run(args)) => run(*args, given, refusals),
+        Err(error) => match explain(&error) {
+            Said::Print(text) => Ok(Command::Print(text)),
+            Said::Wrong(text) => {
+                let told = match error.get(ContextKind::InvalidArg) {
+                    Some(ContextValue::Strings(all))
+                        if error.kind() == ErrorKind::MissingRequiredArgument =>
+                    {
+                        missing(all, &given)
+                    }
+                    _ => Some(text.clone()),
+                };
+                told.iter().for_each(|told| refusals.add(BEHIND_ALL, told));
+                Err(refusals.failure().unwrap_or(Failure::Misuse(text)))
+            }
+        },
     }
 }
 
-fn status(request: StatusRequest) -> Result<Command, Failure> {
-    for condition in &request.wait_for {
-        crate::observe::Condition::parse(condition).map_err(Failure::Misuse)?;
-    }
+/// What is missing, as clap tells, but for what was there and refused; `None` if nothing else is.
+fn missing(all: &[String], given: &Given) -> Option<String> {
+    let name =
+        |arg: &str| arg.split([' ', '=']).next().unwrap_or_default().trim_start_matches('-').to_string();
+    let left: Vec<&str> =
+        all.iter().map(String::as_str).filter(|arg| !given.is_refused(&name(arg))).collect();
+    let text = || format!("{}: must be given; '--help' behind the command explains it", left.join(", "));
+    (!left.is_empty()).then(text)
+}
+
+fn status(request: StatusRequest, given: &Given, mut refusals: Refusals) -> Result<Command, Failure> {
     if let Some(seconds) = request.timeout
         && request.wait_for.is_empty()
+        && !given.is_refused("wait-for")
     {
-        return misuse(format!(
-            "--timeout {seconds}: bounds --wait-for, which is not there; add it, or leave it out"
-        ));
+        let text =
+            format!("--timeout {seconds}: bounds --wait-for, which is not there; add it, or leave it out");
+        refusals.add(given.place("timeout"), text);
     }
     if request.follow && !request.wait_for.is_empty() {
-        return misuse("--follow and --wait-for: one never ends and the other does; choose one");
+        let text = "--follow and --wait-for: one never ends and the other does; choose one";
+        refusals.add(given.place("follow"), text);
     }
-    Ok(Command::Status(request))
+    match refusals.failure() {
+        Some(failure) => Err(failure),
+        None => Ok(Command::Status(request)),
+    }
 }
 
-fn run(args: RunArgs) -> Result<Command, Failure> {
-    args.later.refuse()?;
-    let mut notes = args.without_effect.notes()?;
-    let (mut config, source) = match &args.config {
-        None => (Config { link: vec![args.link], ..Config::default() }, None),
+fn run(args: RunArgs, given: Given, mut refusals: Refusals) -> Result<Command, Failure> {
+    args.later.refuse(&given, &mut refusals);
+    let mut notes = args.without_effect.notes(&given, &mut refusals);
+    let control_at = given.place("control");
+    let config_is_refused = given.is_refused("config");
+    let (config, of_links, source) = match &args.config {
+        None => (Config { link: vec![args.link], ..Config::default() }, vec![given], None),
         Some(path) => {
-            if let Some(option) = first_given(&args.link) {
-                return misuse(format!(
-                    "--{option} and --config {}: the links come from the file; write '{option}' in its [[link]]",
+            if let Some(options) = given_of(&args.link) {
+                let text = format!(
+                    "{options} and --config {}: the links come from the file; write that in its [[link]]",
                     path.display()
-                ));
+                );
+                refusals.add(given.place("config"), text);
             }
-            (read_config(path)?, Some(path.as_path()))
+            match read_config(path, &given, &mut refusals)? {
+                Some((config, of_links)) => (config, of_links, Some(path.as_path())),
+                None => return Err(refusals.failure().unwrap_or_else(|| unreadable(path, "it is no TOML"))),
+            }
         }
     };
+    let mut config = config;
     // The process's own options: what the command line says goes before the file.
     config.control = args.control.or(config.control);
     config.wait = args.wait.or(config.wait);
     config.log_level = args.log_level.or((args.debug > 0).then_some(LogLevel::Debug)).or(config.log_level);
     config.log_json |= args.log_json;
 
-    let links = describe::describe(&config.link, source, &mut notes)?;
+    let links = match config_is_refused {
+        true => Vec::new(),
+        false => describe::describe(&config.link, &of_links, source, &mut notes, &mut refusals),
+    };
     if let Some(seconds) = config.wait
         && links.iter().all(|link| matches!(link.doorbell, Doorbell::Poll { .. }))
     {
@@ -376,11 +435,15 @@ fn run(args: RunArgs) -> Result<Command, Failure> {
         ));
     }
     let control = config.control.clone();
-    if let Some(path) = &control {
-        super::value::socket_path(&path.to_string_lossy())
-            .map_err(|bad| Failure::Misuse(format!("--control {}: {bad}", path.display())))?;
+    if let Some(path) = &control
+        && let Err(bad) = super::value::socket_path(&path.to_string_lossy())
+    {
+        refusals.add(control_at, format!("--control {}: {bad}", path.display()));
     }
-    describe::check_together(&links, control.as_deref())?;
+    describe::check_together(&links, control.as_deref(), &mut refusals);
+    if let Some(failure) = refusals.failure() {
+        return Err(failure);
+    }
     if args.print_config {
         let text =
             toml::to_string(&config).map_err(|error| Failure::Misuse(format!("--print-config: {error}")))?;
@@ -395,42 +458,60 @@ fn run(args: RunArgs) -> Result<Command, Failure> {
     }))
 }
 
-/// The first option of a link that was given, as its name; `None` if none was.
-fn first_given(link: &LinkOptions) -> Option<String> {
+/// The options of a link that were given, by their names; `None` if none was.
+fn given_of(link: &LinkOptions) -> Option<String> {
     if *link == LinkOptions::default() {
         return None;
     }
     // Written as TOML, what was given is what is there; `no-dtb` is there always.
     let text = toml::to_string(link).unwrap_or_default();
     let given =
-        text.lines().filter(|line| *line != "no-dtb = false").filter_map(|line| line.split(" = ").next());
-    given.map(str::to_string).next()
+        text.lines().filter(|line| *line != "no-dtb = false").filter_map(|line| line.split_once(" = "));
+    let names: Vec<String> = given.map(|(name, _)| format!("--{name}")).collect();
+    Some(names.join(", "))
 }
 
-fn read_config(path: &Path) -> Result<Config, Failure> {
+/// Reads the file. `None` if it makes no sense, which is refused then.
+fn read_config(
+    path: &Path,
+    given: &Given,
+    refusals: &mut Refusals,
+) -> Result<Option<(Config, Vec<Given>)>, Failure> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
-            return refused(format!(
-                "--config {}: cannot be read ({error}); name a readable file",
-                path.display()
-            ));
+            let failure = unreadable(path, &error.to_string());
+            // With something wrong beside it, this is one more thing to mend.
+            return match std::mem::take(refusals).failure() {
+                None => Err(failure),
+                Some(wrong) => Err(Failure::Misuse(format!("{wrong}\n{failure}"))),
+            };
         }
     };
-    let config: Config = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        let at = line.map(|line| format!(" line {line}")).unwrap_or_default();
-        let what = error.message().lines().collect::<Vec<_>>().join(" ");
-        Failure::Misuse(format!("--config {}{at}: {what}; correct the file", path.display()))
-    })?;
-    if config.link.is_empty() {
-        return misuse(format!("--config {}: describes no link; add a [[link]]", path.display()));
+    // The file's lines come behind the words of the command line.
+    let read = file::read(&text, path, FILE, refusals);
+    if read.as_ref().is_some_and(|(config, _)| config.link.is_empty()) {
+        let text = format!("--config {}: describes no link; add a [[link]]", path.display());
+        refusals.add(given.place("config"), text);
     }
-    Ok(config)
+    Ok(read)
+}
+
+fn unreadable(path: &Path, why: &str) -> Failure {
+    let text = format!("--config {}: cannot be read ({why}); name a readable file", path.display());
+    Failure::Refused(crate::observe::printable(&text))
+}
+
+/// What clap says, for whoever reads it.
+enum Said {
+    /// It was asked for.
+    Print(String),
+    /// What is wrong.
+    Wrong(String),
 }
 
 /// clap's errors are paragraphs; a script and a log want one line that names option, value and way out.
-fn one_line(error: &clap::Error) -> Result<Command, Failure> {
+fn explain(error: &clap::Error) -> Said {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(all)) => all.join(", "),
@@ -440,21 +521,12 @@ fn one_line(error: &clap::Error) -> Result<Command, Failure> {
     let (arg, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
     // clap names an option with its value's placeholder; the reader knows the option without it.
     let option = arg.split([' ', '=']).next().unwrap_or_default();
-    misuse(match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            return Ok(Command::Print(error.render().to_string()));
-        }
+    Said::Wrong(match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return Said::Print(error.render().to_string()),
+        // What begins with a dash was recognised, or told of, before.
         ErrorKind::UnknownArgument => {
-            let near = text(ContextKind::SuggestedArg);
-            let hint = match near.as_str() {
-                // A slip is seldom in the first letter, and a far guess is no help.
-                near if near.as_bytes().get(2) == arg.as_bytes().get(2) => {
-                    format!("is '{near}' meant? 'pmm run --help' lists the options")
-                }
-                _ => "'pmm run --help' lists the options".to_string(),
-            };
             let kind = if arg.starts_with('-') { "unknown option" } else { "not an option" };
-            format!("{arg}: {kind}; {hint}")
+            format!("{arg}: {kind}; '--help' lists the options")
         }
         ErrorKind::InvalidValue if value.is_empty() => {
             format!("{option}: its value is missing; write '{arg}'")
@@ -468,9 +540,6 @@ fn one_line(error: &clap::Error) -> Result<Command, Failure> {
         }
         ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
             format!("{option} {value}: takes no value; leave it out")
-        }
-        ErrorKind::MissingRequiredArgument => {
-            format!("{arg}: must be given; '--help' behind the command explains it")
         }
         ErrorKind::InvalidSubcommand => {
             let word = text(ContextKind::InvalidSubcommand);

@@ -14,8 +14,8 @@ use super::device::{
     ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription, VsockDescription,
 };
 use super::network::Mac;
+use super::refusals::{BEHIND_ALL, Given, Refusals};
 use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
-use crate::failure::{Failure, misuse};
 
 /// Regions, their addresses and their offsets in a file are multiples of this.
 const PAGE: u64 = 4096;
@@ -96,6 +96,7 @@ impl LinkDescription {
 struct Place<'a> {
     file: Option<&'a Path>,
     link: &'a str,
+    given: &'a Given,
 }
 
 impl Place<'_> {
@@ -116,81 +117,124 @@ impl Place<'_> {
         if self.file.is_none() { format!("--{name} {value}") } else { format!("{name} = \"{value}\"") }
     }
 
-    fn number(&self, name: &str, value: Option<Number>) -> Result<u64, Failure> {
-        match value {
-            Some(Number(value)) => Ok(value),
-            None => misuse(format!(
-                "{} is missing: say where the region is and how large, as in '{}'",
-                self.option(name),
-                self.example(name)
-            )),
+    /// Refuses an option; `why` follows its name.
+    fn refuse(&self, refusals: &mut Refusals, option: &str, why: impl fmt::Display) {
+        refusals.add(self.given.place(option), format!("{}{why}", self.option(option)));
+    }
+
+    /// A number that must be given. `None` if there is none, for a reason that is told.
+    fn number(&self, refusals: &mut Refusals, name: &str, value: Option<Number>) -> Option<u64> {
+        if value.is_none() && !self.given.is_refused(name) {
+            let example = self.example(name);
+            let why = format!(" is missing: say where the region is and how large, as in '{example}'");
+            self.refuse(refusals, name, why);
         }
+        value.map(|Number(value)| value)
     }
 }
 
-/// Checks each link alone. Adds a line to `notes` for every default that the user should know of.
+/// Checks each link alone; those with something wrong are refused and left out. Adds a line to `notes` for every
+/// default that the user should know of.
 pub(super) fn describe(
     links: &[LinkOptions],
+    given: &[Given],
     file: Option<&Path>,
     notes: &mut Vec<String>,
-) -> Result<Vec<LinkDescription>, Failure> {
-    links.iter().enumerate().map(|(index, options)| describe_one(options, index, file, notes)).collect()
+    refusals: &mut Refusals,
+) -> Vec<LinkDescription> {
+    let all = links.iter().zip(given).enumerate();
+    all.filter_map(|(index, (options, given))| {
+        let name = options.name.clone().unwrap_or_else(|| format!("link{index}"));
+        describe_one(options, &Place { file, link: &name, given }, notes, refusals)
+    })
+    .collect()
 }
 
 fn describe_one(
     options: &LinkOptions,
-    index: usize,
-    file: Option<&Path>,
+    at: &Place,
     notes: &mut Vec<String>,
-) -> Result<LinkDescription, Failure> {
-    let name = options.name.clone().unwrap_or_else(|| format!("link{index}"));
-    let at = Place { file, link: &name };
+    refusals: &mut Refusals,
+) -> Option<LinkDescription> {
+    let name = at.link.to_string();
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > 32 || !name.chars().all(fine) || name.starts_with(['.', '-']) {
-        return misuse(format!(
-            "{} '{}': use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first",
-            at.option("name"),
-            name.escape_default()
-        ));
+        let why = format!(" '{name}': use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first");
+        at.refuse(refusals, "name", why);
     }
-    if !options.no_dtb {
-        return misuse(format!(
-            "{} is missing: the placement with a device tree will come in a later version; add it",
-            at.option("no-dtb")
-        ));
+    if !options.no_dtb && !at.given.is_refused("no-dtb") {
+        let why = " is missing: the placement with a device tree will come in a later version; add it, and build the \
+                   guest for it (headers from the start of the region on, found without a device tree)";
+        at.refuse(refusals, "no-dtb", why);
     }
 
-    let base = at.number("shmem-addr", options.shmem_addr)?;
-    let size = at.number("shmem-size", options.shmem_size)?;
-    if base == 0 || !base.is_multiple_of(PAGE) {
-        return misuse(format!(
-            "{} {base:#x}: use a multiple of 4096 that is not 0, the address at which the guest sees the region",
-            at.option("shmem-addr")
-        ));
+    let base = base(options, at, refusals);
+    let size = size(options, at, refusals);
+    if let (Some(base), Some(size)) = (base, size)
+        && base.checked_add(u64::from(size)).is_none_or(|end| end > ADDRESS_LIMIT)
+    {
+        let why = format!(
+            " {base:#x}: the region would end above {ADDRESS_LIMIT:#x}, where rings cannot be named; use a lower address"
+        );
+        at.refuse(refusals, "shmem-addr", why);
     }
-    if !size.is_multiple_of(PAGE) {
-        return misuse(format!("{} {size:#x}: use a multiple of 4096", at.option("shmem-size")));
-    }
-    let Some(size) = u32::try_from(size).ok() else {
-        return misuse(format!(
-            "{} {size:#x}: a region is smaller than 4G; use less",
-            at.option("shmem-size")
-        ));
-    };
-    if base.checked_add(u64::from(size)).is_none_or(|end| end > ADDRESS_LIMIT) {
-        return misuse(format!(
-            "{} {base:#x}: the region would end above {ADDRESS_LIMIT:#x}, where rings cannot be named; use a lower address",
-            at.option("shmem-addr")
-        ));
-    }
-
-    let memory = memory(options, size, &at)?;
+    let memory = memory(options, size.unwrap_or_default(), at, refusals);
     let doorbell = options.doorbell.clone().unwrap_or_else(|| {
         notes.push(format!("{name}: no --doorbell, so memory is looked at every {DEFAULT_POLL_MICROS} µs"));
         Doorbell::Poll { micros: DEFAULT_POLL_MICROS }
     });
+    let devices = devices(options, at, refusals);
+    let link = LinkDescription {
+        memory: memory?,
+        doorbell,
+        devices: devices?,
+        base: base?,
+        size: size?,
+        fresh: options.fresh,
+        state: options.state.clone(),
+        name,
+    };
+    match link.layout() {
+        Ok(_) => return Some(link),
+        Err(LayoutError::TooSmall { need, .. }) => {
+            let size = link.size;
+            let why = format!(
+                " {size:#x}: too small for these devices, which need {need:#x} bytes; use at least that"
+            );
+            at.refuse(refusals, "shmem-size", why);
+        }
+        Err(error) => refusals.add(BEHIND_ALL, format!("link '{}': {error}", link.name)),
+    }
+    None
+}
+
+fn base(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option<u64> {
+    let base = at.number(refusals, "shmem-addr", options.shmem_addr)?;
+    if base == 0 || !base.is_multiple_of(PAGE) {
+        let why = format!(
+            " {base:#x}: use a multiple of 4096 that is not 0, the address at which the guest sees the region"
+        );
+        at.refuse(refusals, "shmem-addr", why);
+        return None;
+    }
+    Some(base)
+}
+
+fn size(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option<u32> {
+    let size = at.number(refusals, "shmem-size", options.shmem_size)?;
+    let why = match u32::try_from(size) {
+        _ if !size.is_multiple_of(PAGE) => format!(" {size:#x}: use a multiple of 4096"),
+        Ok(size) => return Some(size),
+        Err(_) => format!(" {size:#x}: a region is smaller than 4G; use less"),
+    };
+    at.refuse(refusals, "shmem-size", why);
+    None
+}
+
+/// The devices in the order of their windows. `None` if there is none; each that is wrong is refused.
+fn devices(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option<Vec<DeviceDescription>> {
     let sizes = (options.directory_queue, options.directory_pool);
-    let directory = device(&at, "9p", !options.directories.is_empty(), sizes, DeviceSpec::P9)?;
+    let directory = device(at, refusals, "9p", !options.directories.is_empty(), sizes, DeviceSpec::P9);
     let directories =
         options.directories.iter().zip(directory.into_iter().cycle()).map(|(shared, (queue, pool))| {
             DeviceDescription::Directory(DirectoryDescription { shared: shared.clone(), queue, pool })
@@ -198,76 +242,54 @@ fn describe_one(
     let mut tags: Vec<_> = options.directories.iter().map(|shared| &shared.tag).collect();
     tags.sort_unstable();
     if let Some([tag, ..]) = tags.windows(2).find(|pair| pair.first() == pair.last()) {
-        return misuse(format!(
-            "{}: two directories are called '{tag}'; give each a tag of its own",
-            at.option("9p")
-        ));
+        let why = format!(": two directories are called '{tag}'; give each a tag of its own");
+        at.refuse(refusals, "9p", why);
     }
     let sizes = (options.vsock_queue, options.vsock_pool);
-    let vsock = device(&at, "vsock", options.vsock.is_some(), sizes, DeviceSpec::VSOCK)?;
+    let vsock = device(at, refusals, "vsock", options.vsock.is_some(), sizes, DeviceSpec::VSOCK);
     let vsock = options.vsock.as_ref().zip(vsock).map(|(address, (queue, pool))| {
-        let default = || crate::observe::directory().join("vsock").join(&name);
+        let default = || crate::observe::directory().join("vsock").join(at.link);
         let path = address.path.clone().unwrap_or_else(default);
         let (cid, is_default) = (address.cid, address.path.is_none());
         DeviceDescription::Vsock(VsockDescription { cid, path, is_default, queue, pool })
     });
-    let rng = device(&at, "rng", options.rng, (options.rng_queue, options.rng_pool), DeviceSpec::RNG)?
+    let sizes = (options.rng_queue, options.rng_pool);
+    let rng = device(at, refusals, "rng", options.rng, sizes, DeviceSpec::RNG)
         .map(|(queue, pool)| DeviceDescription::Rng(RngDescription { queue, pool }));
+    let cards = cards(options, at, refusals);
     let sizes = (options.console_queue, options.console_pool);
-    let console = device(&at, "console", options.console.is_some(), sizes, DeviceSpec::CONSOLE)?;
+    let console = device(at, refusals, "console", options.console.is_some(), sizes, DeviceSpec::CONSOLE);
     let console = options
         .console
         .clone()
         .zip(console)
         .map(|(end, (queue, pool))| DeviceDescription::Console(ConsoleDescription { end, queue, pool }));
-    let console = cards(options, &at)?.into_iter().chain(console);
-    let devices: Vec<_> = directories.chain(vsock).chain(rng).chain(console).collect();
-    if devices.is_empty() {
-        let link = file.map_or("the link".into(), |file| format!("{}, link '{name}',", file.display()));
-        return misuse(format!(
-            "{link} has no device: add '{}', '{}', '{}' or '{}'",
-            at.bare("9p"),
-            at.bare("vsock"),
-            at.bare("rng"),
-            at.bare("console")
-        ));
+    let devices: Vec<_> = directories.chain(vsock).chain(rng).chain(cards).chain(console).collect();
+    let owners = ["9p", "vsock", "rng", "network", "console"];
+    if devices.is_empty() && !owners.iter().any(|owner| at.given.is_refused(owner)) {
+        let link =
+            at.file.map_or("the link".into(), |file| format!("{}, link '{}',", file.display(), at.link));
+        let all: Vec<String> = owners.iter().map(|owner| format!("'{}'", at.bare(owner))).collect();
+        // No word of the line is to blame, so it stands where a missing one does.
+        refusals.add(at.given.place(""), format!("{link} has no device: add one of {}", all.join(", ")));
     }
-    let link = LinkDescription {
-        memory,
-        doorbell,
-        devices,
-        base,
-        size,
-        fresh: options.fresh,
-        state: options.state.clone(),
-        name: name.clone(),
-    };
-    match link.layout() {
-        Ok(_) => Ok(link),
-        Err(LayoutError::TooSmall { need, .. }) => misuse(format!(
-            "{} {size:#x}: too small for these devices, which need {need:#x} bytes; use at least that",
-            at.option("shmem-size")
-        )),
-        Err(error) => misuse(format!("link '{name}': {error}")),
-    }
+    (!devices.is_empty()).then_some(devices)
 }
 
 /// The link's network cards.
-fn cards(options: &LinkOptions, at: &Place) -> Result<Vec<DeviceDescription>, Failure> {
+fn cards(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Vec<DeviceDescription> {
     let sizes = (options.network_queue, options.network_pool);
-    let Some((queue, pool)) = device(at, "network", !options.network.is_empty(), sizes, DeviceSpec::NET)?
-    else {
-        return match &options.pcap {
-            Some(path) => misuse(format!(
-                "{} {}: there is no network card; add '{}' or leave it out",
-                at.option("pcap"),
-                path.display(),
-                at.bare("network")
-            )),
-            None => Ok(Vec::new()),
-        };
-    };
-    let describe = |(card, network): (usize, &super::Network)| {
+    let has_cards = !options.network.is_empty();
+    let of_cards = device(at, refusals, "network", has_cards, sizes, DeviceSpec::NET);
+    if let Some(path) = &options.pcap
+        && !has_cards
+        && !at.given.is_refused("network")
+    {
+        let card = at.bare("network");
+        let why = format!(" {}: there is no network card; add '{card}' or leave it out", path.display());
+        at.refuse(refusals, "pcap", why);
+    }
+    let describe = |((card, network), (queue, pool)): ((usize, &super::Network), (u16, u32))| {
         let pcap = options.pcap.as_ref().map(|path| match card {
             0 => path.clone(),
             card => {
@@ -280,118 +302,106 @@ fn cards(options: &LinkOptions, at: &Place) -> Result<Vec<DeviceDescription>, Fa
         let (end, mtu) = (network.end.clone(), network.mtu);
         DeviceDescription::Network(NetworkDescription { end, mac, mtu, pcap, queue, pool })
     };
-    Ok(options.network.iter().enumerate().map(describe).collect())
+    options.network.iter().enumerate().zip(of_cards.into_iter().cycle()).map(describe).collect()
 }
 
-fn memory(options: &LinkOptions, size: u32, at: &Place) -> Result<Memory, Failure> {
+/// Where the region comes from. `None` if that is wrong, which is refused.
+fn memory(options: &LinkOptions, size: u32, at: &Place, refusals: &mut Refusals) -> Option<Memory> {
     let given = [
         ("shmem-file", options.shmem_file.is_some()),
         ("shmem-posix", options.shmem_posix.is_some()),
         ("shmem-fd", options.shmem_fd.is_some()),
     ];
+    let refused = given.iter().any(|(option, _)| at.given.is_refused(option));
     let mut given = given.iter().filter(|(_, given)| *given).map(|(option, _)| *option);
     let (first, second) = (given.next(), given.next());
+    let mut fine = true;
+    let mut refuse = |option: &str, why: String| {
+        at.refuse(refusals, option, why);
+        fine = false;
+    };
     if let (Some(first), Some(second)) = (first, second) {
-        return misuse(format!(
-            "{} contradicts '{}': a region comes from one place; leave one out",
-            at.option(first),
-            at.bare(second)
-        ));
+        let second = at.bare(second);
+        refuse(first, format!(" contradicts '{second}': a region comes from one place; leave one out"));
     }
     let offset = options.shmem_offset.unwrap_or_default().0;
-    if options.shmem_offset.is_some() && !matches!(first, Some("shmem-file" | "shmem-fd")) {
-        return misuse(format!(
-            "{} {}: only '{}' and '{}' have an offset; leave it out",
-            at.option("shmem-offset"),
+    if options.shmem_offset.is_some() && !matches!(first, Some("shmem-file" | "shmem-fd")) && !refused {
+        let why = format!(
+            " {}: only '{}' and '{}' have an offset; leave it out",
             Number(offset),
             at.bare("shmem-file"),
             at.bare("shmem-fd")
-        ));
-    }
-    if !offset.is_multiple_of(PAGE)
+        );
+        refuse("shmem-offset", why);
+    } else if !offset.is_multiple_of(PAGE)
         || offset.checked_add(u64::from(size)).is_none_or(|end| end > i64::MAX as u64)
     {
-        return misuse(format!(
-            "{} {offset:#x}: use a multiple of 4096 at which a file can be {size:#x} bytes longer",
-            at.option("shmem-offset")
-        ));
+        let why =
+            format!(" {offset:#x}: use a multiple of 4096 at which a file can be {size:#x} bytes longer");
+        refuse("shmem-offset", why);
     }
-    if let Some(path) = &options.shmem_file {
+    let memory = if let Some(path) = &options.shmem_file {
         if path.as_os_str().is_empty() {
-            return misuse(format!("{}: the path is empty; name a file", at.option("shmem-file")));
+            refuse("shmem-file", ": the path is empty; name a file".into());
         }
-        return Ok(Memory::File { path: path.clone(), offset });
-    }
-    if let Some(name) = &options.shmem_posix {
+        Memory::File { path: path.clone(), offset }
+    } else if let Some(name) = &options.shmem_posix {
         let bare = name.strip_prefix('/').unwrap_or(name);
         if bare.is_empty() || bare.len() > 254 || bare.contains(['/', '\0']) || bare == "." || bare == ".." {
-            return misuse(format!(
-                "{} {name}: use a name of 1 to 254 bytes with no slash in it",
-                at.option("shmem-posix")
-            ));
+            refuse("shmem-posix", format!(" {name}: use a name of 1 to 254 bytes with no slash in it"));
         }
-        return Ok(Memory::Posix(bare.into()));
-    }
-    if let Some(Number(fd)) = options.shmem_fd {
-        return match i32::try_from(fd) {
-            Ok(fd) if fd > 2 => Ok(Memory::Fd { fd, offset }),
-            _ => misuse(format!(
-                "{} {fd}: use the number of an inherited descriptor, above 2",
-                at.option("shmem-fd")
-            )),
-        };
-    }
-    Ok(Memory::Memfd)
+        Memory::Posix(bare.into())
+    } else if let Some(Number(number)) = options.shmem_fd {
+        let fd = i32::try_from(number).ok().filter(|fd| *fd > 2);
+        if fd.is_none() {
+            refuse("shmem-fd", format!(" {number}: use the number of an inherited descriptor, above 2"));
+        }
+        Memory::Fd { fd: fd.unwrap_or_default(), offset }
+    } else {
+        Memory::Memfd
+    };
+    fine.then_some(memory)
 }
 
-/// Queue size and pool of the device `owner`: as asked, or the default's. `None` without that device.
+/// Queue size and pool of the device `owner`: as asked, or the default's. `None` without that device. What is wrong is
+/// refused, and the default stands for it.
 fn device(
     at: &Place,
+    refusals: &mut Refusals,
     owner: &str,
     exists: bool,
     (queue, pool): (Option<Number>, Option<Number>),
     default: DeviceSpec,
-) -> Result<Option<(u16, u32)>, Failure> {
+) -> Option<(u16, u32)> {
     let (queue_option, pool_option) = (format!("{owner}-queue"), format!("{owner}-pool"));
-    if !exists {
-        let given = queue.map(|size| (&queue_option, size)).or(pool.map(|size| (&pool_option, size)));
-        return match given {
-            Some((option, size)) => misuse(format!(
-                "{} {size}: there is no such device; add '{}' or leave it out",
-                at.option(option),
-                at.bare(owner)
-            )),
-            None => Ok(None),
-        };
+    if !exists && !at.given.is_refused(owner) {
+        for (option, size) in [(&queue_option, queue), (&pool_option, pool)] {
+            if let Some(size) = size {
+                let owner = at.bare(owner);
+                let why = format!(" {size}: there is no such device; add '{owner}' or leave it out");
+                at.refuse(refusals, option, why);
+            }
+        }
+        return None;
     }
-    let queue = match queue {
-        None => default.queues[0],
-        Some(Number(size)) => match u16::try_from(size) {
-            Ok(size) if (2..=MAX_QUEUE_SIZE).contains(&size) && size.is_power_of_two() => size,
-            _ => {
-                let option = at.option(&queue_option);
-                return misuse(format!("{option} {size}: use a power of two from 2 to {MAX_QUEUE_SIZE}"));
-            }
-        },
-    };
-    let pool = match pool {
-        None => default.pool,
-        Some(Number(size)) => match u32::try_from(size) {
-            Ok(size) if size >= 64 => size,
-            _ => {
-                let option = at.option(&pool_option);
-                return misuse(format!(
-                    "{option} {}: use at least 64 bytes and less than the region",
-                    Number(size)
-                ));
-            }
-        },
-    };
-    Ok(Some((queue, pool)))
+    let fits = |size: &u16| (2..=MAX_QUEUE_SIZE).contains(size) && size.is_power_of_two();
+    let sizes = queue.map(|Number(size)| (size, u16::try_from(size).ok().filter(fits)));
+    if let Some((size, None)) = sizes {
+        let why = format!(" {size}: use a power of two from 2 to {MAX_QUEUE_SIZE}");
+        at.refuse(refusals, &queue_option, why);
+    }
+    let pools = pool.map(|Number(size)| (Number(size), u32::try_from(size).ok().filter(|size| *size >= 64)));
+    if let Some((size, None)) = pools {
+        let why = format!(" {size}: use at least 64 bytes and less than the region");
+        at.refuse(refusals, &pool_option, why);
+    }
+    let queue = sizes.and_then(|(_, size)| size).unwrap_or(default.queues[0]);
+    let pool = pools.and_then(|(_, size)| size).unwrap_or(default.pool);
+    exists.then_some((queue, pool))
 }
 
 /// Checks that no two links, and no two devices, would own the same thing.
-pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>, refusals: &mut Refusals) {
     // (what is owned, by which option)
     let mut owned: Vec<(String, String)> = Vec::new();
     owned.extend(control.map(|path| (shown(path), "--control".into())));
@@ -417,13 +427,14 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
         }
     }
     let mut names = HashSet::new();
-    if let Some(twice) = links.iter().find(|link| !names.insert(&link.name)) {
-        return misuse(format!("--name {}: two links have this name; change one", twice.name));
+    for twice in links.iter().filter(|link| !names.insert(&link.name)) {
+        refusals.add(BEHIND_ALL, format!("--name {}: two links have this name; change one", twice.name));
     }
     let mut owners: HashMap<&str, &str> = HashMap::new();
     for (thing, option) in &owned {
         if let Some(other) = owners.insert(thing, option) {
-            return misuse(format!("{option} and {other} are both {thing}: each needs its own; change one"));
+            let text = format!("{option} and {other} are both {thing}: each needs its own; change one");
+            refusals.add(BEHIND_ALL, text);
         }
     }
     // Several regions may share a file, but nothing else may be it.
@@ -431,28 +442,29 @@ pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>) 
         if let Memory::File { path, .. } = &link.memory
             && let Some(other) = owners.get(shown(path).as_str())
         {
-            return misuse(format!(
+            let text = format!(
                 "--shmem-file of '{}' and {other} are both {}: each needs its own; change one",
                 link.name,
                 shown(path)
-            ));
+            );
+            refusals.add(BEHIND_ALL, text);
         }
     }
     for (index, one) in links.iter().enumerate() {
         for other in &links[..index] {
             if overlap(one, other) {
-                return misuse(format!(
+                let text = format!(
                     "{} of '{}': its region ({:#x} bytes from {:#x}) overlaps the one of '{}' there; give each link memory of its own",
                     one.memory,
                     one.name,
                     one.size,
                     place(&one.memory).1,
                     other.name
-                ));
+                );
+                refusals.add(BEHIND_ALL, text);
             }
         }
     }
-    Ok(())
 }
 
 fn shown(path: &Path) -> String {

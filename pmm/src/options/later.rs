@@ -1,12 +1,10 @@
-//! Options of kvmtool that deserve an answer of their own: those that a later version will have, those that mean
-//! nothing on a link without a hypervisor, and the bare `--` that one of its documented command lines holds.
-
-use std::ffi::OsString;
+//! Options of kvmtool that deserve an answer of their own: those that a later version will have, and those that mean
+//! nothing on a link without a hypervisor.
 
 use clap::Args;
 
+use super::refusals::{Given, Refusals};
 use super::value::Number;
-use crate::failure::{Failure, misuse};
 
 /// Accepted so that command lines written for kvmtool work unchanged; each says in one line that it does nothing.
 #[derive(Args, Clone, Debug, Default)]
@@ -43,11 +41,11 @@ pub struct WithoutEffect {
 
 impl WithoutEffect {
     /// One line for each option that was given.
-    pub(super) fn notes(&self) -> Result<Vec<String>, Failure> {
+    pub(super) fn notes(&self, given: &Given, refusals: &mut Refusals) -> Vec<String> {
         if let Some(other) = self.transport.as_deref().filter(|t| *t != "mmio") {
-            return misuse(format!(
-                "--transport {other}: a link has no bus; write '--transport mmio' or leave it out"
-            ));
+            let text =
+                format!("--transport {other}: a link has no bus; write '--transport mmio' or leave it out");
+            refusals.add(given.place("transport"), text);
         }
         let given = [
             (self.pmm, "--pmm", "a PMM without a hypervisor is all this program is"),
@@ -65,7 +63,7 @@ impl WithoutEffect {
             (self.params.is_some(), "-p", "the guest was started by somebody else, with its parameters"),
         ];
         let said = given.iter().filter(|(given, ..)| *given);
-        Ok(said.map(|(_, option, why)| format!("{option} has no effect here: {why}")).collect())
+        said.map(|(_, option, why)| format!("{option} has no effect here: {why}")).collect()
     }
 }
 
@@ -79,33 +77,18 @@ pub struct Later {
 }
 
 impl Later {
-    pub(super) fn refuse(&self) -> Result<(), Failure> {
-        let given = [
-            ("--vproxy", &self.vproxy.then_some(None), "the kernel's vhost devices"),
-            ("--kernel", &self.kernel, "starting the guest"),
+    pub(super) fn refuse(&self, given: &Given, refusals: &mut Refusals) {
+        let later = [
+            ("vproxy", &self.vproxy.then_some(None), "the kernel's vhost devices"),
+            ("kernel", &self.kernel, "starting the guest"),
         ];
-        for (option, value, what) in given {
+        for (option, value, what) in later {
             if let Some(value) = value {
                 let value = value.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
-                return misuse(format!(
-                    "{option}{value}: {what} will come in a later version; leave this option out"
-                ));
+                let text =
+                    format!("--{option}{value}: {what} will come in a later version; leave this option out");
+                refusals.add(given.place(option), text);
             }
         }
-        Ok(())
     }
-}
-
-/// A bare `--` means nothing to `pmm run`; in kvmtool's documentation it is a slip for the option behind it.
-pub(super) fn refuse_bare_dashes(args: &[OsString]) -> Result<(), Failure> {
-    let Some(at) = args.iter().position(|arg| arg == "--") else { return Ok(()) };
-    let next = args.get(at + 1).map(|word| word.to_string_lossy());
-    misuse(match next.as_deref() {
-        Some(word) if !word.starts_with('-') && word.chars().next().is_some_and(char::is_alphanumeric) => {
-            format!(
-                "'-- {word}': a bare '--' means nothing here; if '--{word}' is meant, write it without the space"
-            )
-        }
-        _ => "'--': a bare '--' means nothing here; leave it out".into(),
-    })
 }

@@ -9,9 +9,12 @@
 mod cli;
 mod describe;
 mod device;
+mod file;
 mod later;
 mod network;
+mod refusals;
 mod share;
+mod typed;
 mod value;
 
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};

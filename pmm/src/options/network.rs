@@ -202,54 +202,59 @@ struct Keys<'a> {
 const INTERFACE: usize = 15;
 
 impl<'a> Keys<'a> {
+    /// Reads all keys, so that what is wrong with each is told at once.
     fn read(text: &'a str) -> Result<Keys<'a>, BadValue> {
         let mut keys = Keys::default();
-        for part in text.split(',') {
-            let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let once =
-                |free: bool| if free { Ok(()) } else { Err(BadValue(format!("'{key}' is given twice"))) };
-            match key {
-                "mode" => once(keys.mode.replace(value).is_none())?,
-                "mac" => once(keys.mac.replace(value.parse()?).is_none())?,
-                "mtu" => {
-                    let mtu = value.parse().ok().filter(|mtu| (68..=65_520).contains(mtu));
-                    let bad = || BadValue("write mtu=N, in bytes from 68 to 65520".into());
-                    once(keys.mtu.replace(mtu.ok_or_else(bad)?).is_none())?;
-                }
-                "forward" => keys.forwards.push(value.parse()?),
-                "passt" if !value.is_empty() => once(keys.passt.replace(value.into()).is_none())?,
-                "tapif" => {
-                    let fine = !value.contains('/') && !value.contains(char::is_whitespace);
-                    if value.is_empty() || value.len() > INTERFACE || !fine {
-                        return Err(BadValue(format!(
-                            "write tapif=NAME, a network interface's name of at most {INTERFACE} bytes"
-                        )));
-                    }
-                    once(keys.tapif.replace(value).is_none())?;
-                }
-                "stream" => once(keys.stream.replace(value).is_none())?,
-                "listen" if part == key => keys.listen = true,
-                "dgram" => once(keys.dgram.replace(value).is_none())?,
-                "peer" => once(keys.peer.replace(value).is_none())?,
-                // kvmtool's: mmio is what a link's windows are.
-                "trans" if value == "mmio" => {}
-                "trans" => {
-                    return Err(BadValue("a link has no bus; write trans=mmio or leave it out".into()));
-                }
-                "vhost" if value == "0" => {}
-                "vhost" | "vproxy" => {
+        let wrong = text.split(',').filter_map(|part| keys.take(part).err());
+        let wrong: Vec<String> = wrong.map(|BadValue(why)| why).collect();
+        if wrong.is_empty() { Ok(keys) } else { Err(BadValue(wrong.join("; and "))) }
+    }
+
+    fn take(&mut self, part: &'a str) -> Result<(), BadValue> {
+        let keys = self;
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        let once = |free: bool| if free { Ok(()) } else { Err(BadValue(format!("'{key}' is given twice"))) };
+        match key {
+            "mode" => once(keys.mode.replace(value).is_none())?,
+            "mac" => once(keys.mac.replace(value.parse()?).is_none())?,
+            "mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| (68..=65_520).contains(mtu));
+                let bad = || BadValue("write mtu=N, in bytes from 68 to 65520".into());
+                once(keys.mtu.replace(mtu.ok_or_else(bad)?).is_none())?;
+            }
+            "forward" => keys.forwards.push(value.parse()?),
+            "passt" if !value.is_empty() => once(keys.passt.replace(value.into()).is_none())?,
+            "tapif" => {
+                let fine = !value.contains('/') && !value.contains(char::is_whitespace);
+                if value.is_empty() || value.len() > INTERFACE || !fine {
                     return Err(BadValue(format!(
-                        "'{part}': the kernel's vhost devices will come in a later version; leave it out"
+                        "write tapif=NAME, a network interface's name of at most {INTERFACE} bytes"
                     )));
                 }
-                _ => {
-                    return Err(BadValue(format!(
-                        "'{part}' is unknown: write mode=user, tap, socket or none, then mac=, mtu=, and the mode's own keys"
-                    )));
-                }
+                once(keys.tapif.replace(value).is_none())?;
+            }
+            "stream" => once(keys.stream.replace(value).is_none())?,
+            "listen" if part == key => keys.listen = true,
+            "dgram" => once(keys.dgram.replace(value).is_none())?,
+            "peer" => once(keys.peer.replace(value).is_none())?,
+            // kvmtool's: mmio is what a link's windows are.
+            "trans" if value == "mmio" => {}
+            "trans" => {
+                return Err(BadValue("a link has no bus; write trans=mmio or leave it out".into()));
+            }
+            "vhost" if value == "0" => {}
+            "vhost" | "vproxy" => {
+                return Err(BadValue(format!(
+                    "'{part}': the kernel's vhost devices will come in a later version; leave it out"
+                )));
+            }
+            _ => {
+                return Err(BadValue(format!(
+                    "'{part}' is unknown: write mode=user, tap, socket or none, then mac=, mtu=, and the mode's own keys"
+                )));
             }
         }
-        Ok(keys)
+        Ok(())
     }
 
     /// Refuses what belongs to another mode.

@@ -9,8 +9,9 @@ use clap::Args;
 use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE};
 
 use super::cli::{LogLevel, LogOptions};
+use super::refusals::{Given, Refusals};
 use super::value::{BadValue, Number, Owners, socket_path};
-use crate::failure::{Failure, misuse};
+use crate::failure::Failure;
 use crate::host::export::Ids;
 
 /// `pmm serve-9p`, checked.
@@ -107,21 +108,24 @@ pub(super) struct ShareArgs {
 }
 
 impl ShareArgs {
-    pub(super) fn check(self) -> Result<Share, Failure> {
-        let msize = match u32::try_from(self.msize.0) {
-            Ok(msize @ MIN_MSIZE..=MAX_MSIZE) => msize,
-            _ => {
-                return misuse(format!(
-                    "--msize {}: a message has {MIN_MSIZE} to {MAX_MSIZE} bytes; choose one between",
-                    self.msize
-                ));
-            }
-        };
+    pub(super) fn check(self, given: &Given, mut refusals: Refusals) -> Result<Share, Failure> {
+        let fits = |msize: &u32| (MIN_MSIZE..=MAX_MSIZE).contains(msize);
+        let msize = u32::try_from(self.msize.0).ok().filter(fits);
+        if msize.is_none() {
+            let text = format!(
+                "--msize {}: a message has {MIN_MSIZE} to {MAX_MSIZE} bytes; choose one between",
+                self.msize
+            );
+            refusals.add(given.place("msize"), text);
+        }
+        if let Some(failure) = refusals.failure() {
+            return Err(failure);
+        }
         Ok(Share {
             directory: self.directory,
             listen: self.listen,
             read_only: self.ro,
-            msize,
+            msize: msize.unwrap_or(MAX_MSIZE),
             ids: self.squash.or(self.map).unwrap_or_default().ids(),
             log: LogOptions { level: self.log_level.unwrap_or_default(), json: self.log_json },
         })

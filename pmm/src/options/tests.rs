@@ -28,9 +28,16 @@ fn links(line: &str) -> Run {
 
 /// The message of a misuse, which must be one line.
 fn wrong(line: &str) -> String {
+    let text = all_wrong(line);
+    assert!(!text.contains('\n'), "{line}: not one line: {text}");
+    text
+}
+
+/// The messages of a misuse, in a short line each.
+fn all_wrong(line: &str) -> String {
     match pmm(line) {
         Err(Failure::Misuse(text)) => {
-            assert!(!text.contains('\n') && text.len() < 300, "{line}: not one line: {text}");
+            assert!(text.lines().all(|line| !line.is_empty() && line.len() < 300), "{line}: {text}");
             text
         }
         other => panic!("{line}: {other:?}"),
@@ -40,14 +47,14 @@ fn wrong(line: &str) -> String {
 const GOOD: &str = "run --no-dtb --shmem-addr 0x10000000 --shmem-size 16M --rng";
 
 #[test]
-fn kvmtools_command_lines_are_refused_in_one_sentence_that_names_the_option() {
+fn kvmtools_command_lines_are_refused_in_sentences_that_name_the_options() {
     let lines = [
         (include_str!("../../tests/command-lines/kvm-vxworks.txt"), "-- 9p"),
         (include_str!("../../tests/command-lines/zcu102-vxworks.txt"), "later version"),
         (include_str!("../../tests/command-lines/zcu102-no-dtb.txt"), "--vproxy"),
     ];
     for (line, option) in lines {
-        let text = wrong(&format!("run {line}"));
+        let text = all_wrong(&format!("run {line}"));
         assert!(text.contains(option), "{text}");
     }
 }
@@ -201,14 +208,23 @@ fn misuse_names_option_value_and_way_out() {
             assert!(text.contains(part), "'{typed}' should name '{part}': {text}");
         }
     }
+    let text = all_wrong("run");
+    for (line, parts) in text.lines().zip([
+        &["--no-dtb", "guest"][..],
+        &["--shmem-addr", "0x10000000"],
+        &["--shmem-size", "16M"],
+        &["--rng"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {text}");
+    }
+    assert_eq!(text.lines().count(), 4, "{text}");
     let whole: &[(&str, &[&str])] = &[
         ("", &["pmm run"]),
         ("stop", &["stop", "pmm status"]),
-        ("run", &["--no-dtb"]),
-        ("run --no-dtb", &["--shmem-addr", "0x10000000"]),
-        ("run --no-dtb --shmem-addr 1M", &["--shmem-size", "16M"]),
+        ("run --no-dtb --rng --shmem-size 1M", &["--shmem-addr", "0x10000000"]),
+        ("run --no-dtb --rng --shmem-addr 1M", &["--shmem-size", "16M"]),
         ("run --no-dtb --shmem-addr 1M --shmem-size 1M", &["--rng", "--console"]),
-        ("status --wait-for nonsense", &["--wait-for 'nonsense'", ">="]),
+        ("status --wait-for nonsense", &["--wait-for nonsense", ">="]),
         ("status --timeout 5", &["--timeout 5", "--wait-for"]),
         ("status --follow --wait-for a=1", &["--follow", "--wait-for"]),
     ];
@@ -319,7 +335,10 @@ fn several_links() {
         (link("a", "frob = 1"), "line 7: unknown field `frob`"),
         (link("a", "rng-queue = 5"), "link 'a': rng-queue 5"),
         (link("a", "doorbell = 'bell'"), "'bell'"),
-        ("[[link]]\nname = 'c'\n".into(), "link 'c': no-dtb is missing"),
+        (
+            "[[link]]\nname = 'c'\nshmem-addr = '1M'\nshmem-size = '1M'\nrng = true\n".into(),
+            "link 'c': no-dtb is missing",
+        ),
         (String::new(), "describes no link"),
         ("x".into(), "line 1"),
     ];
