@@ -7,8 +7,10 @@
 //!
 //! What the guest says is looked at in this order, always all of it: which profile it speaks and which start of it
 //! this is ([`PmmHalf::look`]); what each device's driver wants; the queues. What happens when the guest lies is the
-//! business of the transports; when it dies, its successor's hello (or a Status that falls) ends the session, after
-//! every device is drained. A guest that has not acted on a doorbell for ten seconds is presumed gone.
+//! business of the transports; when it dies, its doorbell's peer hangs up ([`Link::hang_up`]) or its successor says
+//! hello (or a Status falls), and that ends the session, after every device is drained. A guest that is only silent is
+//! kept, however long: it may compute, or stand at a breakpoint. Silence is counted, and ends a session only where the
+//! user said after how long ([`LinkPlan::gone_after`]).
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -37,8 +39,9 @@ const LOOK_SAFE: Micros = 1_000_000;
 const RERING_MIN: Micros = 10_000;
 /// Between two repetitions at most.
 const RERING_MAX: Micros = 1_000_000;
-/// A guest that has not acted on a bell for this long is presumed gone.
-const GONE_AFTER: Micros = 10_000_000;
+/// A guest that has not acted on a bell for this long, and stored nothing, is called silent. It is no reason to do
+/// anything.
+const SILENT_AFTER: Micros = 10_000_000;
 /// Looks at everything in one call of [`Link::service`].
 const ROUNDS: usize = 8;
 
@@ -87,6 +90,8 @@ pub struct LinkPlan {
     pub base: u64,
     /// Whether the doorbell, in either direction, may lose one.
     pub doorbell_can_lose: bool,
+    /// After how long a silent guest of the extended profile is presumed gone; `None`: never.
+    pub gone_after: Option<Micros>,
 }
 
 /// Why there is no link.
@@ -124,6 +129,7 @@ pub struct Link<'s, M> {
     /// The last look found a start that comes too soon after the one before it.
     too_early: bool,
     rering: Option<Rering>,
+    silent_since: Option<Micros>,
     recorder: Option<&'s mut dyn Recorder>,
     counters: LinkCounters,
     last_words: ([u8; block::PANIC_TEXT_BYTES as usize], usize),
@@ -209,6 +215,7 @@ impl<'s, M: Mem> Link<'s, M> {
             started_at: None,
             too_early: false,
             rering: None,
+            silent_since: None,
             recorder,
             counters,
             last_words: ([0; block::PANIC_TEXT_BYTES as usize], 0),
@@ -242,6 +249,33 @@ impl<'s, M: Mem> Link<'s, M> {
             self.counters.rings = self.counters.rings.wrapping_add(1);
         }
         Service { ring: outcome.ring, again: outcome.again, deadline: self.deadline(now) }
+    }
+
+    /// Ends the session of a guest whose doorbell's peer has hung up: it is gone, and whoever talks to its devices
+    /// learns it now. What it had made available before is still served. Returns whether to ring the
+    /// doorbell.
+    ///
+    /// It may not be gone, as when only something between the two sides was restarted. Then it finds another PmmEpoch,
+    /// takes what was completed, and says hello. A guest of the plain profile cannot be told, so it goes on. A successor
+    /// that has said hello already goes on, too.
+    pub fn hang_up(&mut self, now: Micros) -> bool {
+        let before = self.session;
+        let mut ring = false;
+        for _ in 0..ROUNDS {
+            let service = self.service(now);
+            ring |= service.ring;
+            if !service.again {
+                break;
+            }
+        }
+        if matches!(before, Session::Extended(_)) && self.session == before {
+            self.counters.hung_up = self.counters.hung_up.wrapping_add(1);
+            self.end_extended();
+            self.half.ring(&self.mem);
+            self.counters.rings = self.counters.rings.wrapping_add(1);
+            ring = true;
+        }
+        ring
     }
 
     fn round(&mut self, now: Micros) -> Outcome {
@@ -303,7 +337,7 @@ impl<'s, M: Mem> Link<'s, M> {
         self.session = Session::Extended(epoch);
         self.started_at = Some(now);
         self.counters.adoptions = self.counters.adoptions.wrapping_add(1);
-        self.rering = None;
+        (self.rering, self.silent_since) = (None, None);
         Outcome { ring: true, again: true }
     }
 
@@ -370,7 +404,7 @@ impl<'s, M: Mem> Link<'s, M> {
             }
             self.half.end_session(&self.mem, self.count);
             self.session = Session::None;
-            self.rering = None;
+            (self.rering, self.silent_since) = (None, None);
         }
     }
 
@@ -390,7 +424,7 @@ impl<'s, M: Mem> Link<'s, M> {
         running.fold(false, |more, seat| more | seat.port.arm(&self.mem))
     }
 
-    /// Repeats a bell that the guest has not acted on, and gives up a guest that never does.
+    /// Repeats a bell that the guest has not acted on, and notices a guest that is silent.
     fn repeat(&mut self, now: Micros, ringing: bool) -> bool {
         let waits = match self.session {
             // There, an interrupt that was not acknowledged is all that can be known.
@@ -410,6 +444,7 @@ impl<'s, M: Mem> Link<'s, M> {
         let fresh = Rering { first: now, next, wait, signs };
         if !waits {
             // A bell that is rung now starts its own clock.
+            self.silent_since = None;
             self.rering = ringing.then_some(fresh);
             return false;
         }
@@ -417,6 +452,7 @@ impl<'s, M: Mem> Link<'s, M> {
             Some(rering) if rering.signs == signs => rering,
             Some(rering) => {
                 (rering.first, rering.signs) = (now, signs);
+                self.silent_since = None;
                 rering
             }
             None => {
@@ -427,12 +463,12 @@ impl<'s, M: Mem> Link<'s, M> {
         if now < rering.next {
             return false;
         }
-        let gone = now.saturating_sub(rering.first) >= GONE_AFTER;
-        if gone && self.session == Session::Plain {
-            // It may be one that never acknowledges.
-            rering.next = Micros::MAX;
-            return false;
+        let quiet = now.saturating_sub(rering.first);
+        if quiet >= SILENT_AFTER && self.silent_since.is_none() && self.session != Session::None {
+            self.silent_since = Some(rering.first);
+            self.counters.silences = self.counters.silences.wrapping_add(1);
         }
+        let gone = self.plan.gone_after.is_some_and(|after| quiet >= after);
         rering.wait = rering.wait.saturating_mul(2).min(RERING_MAX);
         rering.next = now.saturating_add(rering.wait);
         self.counters.rerings = self.counters.rerings.wrapping_add(1);
@@ -512,6 +548,7 @@ impl<'s, M: Mem> Link<'s, M> {
                 _ => None,
             },
             counters: self.counters,
+            silent_since: self.silent_since,
             devices,
         }
     }

@@ -126,7 +126,12 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
         .iter()
         .map(|place| vec![DeviceSlot::NEW; Link::<Region>::slots_for(place)])
         .collect();
-    let plan = LinkPlan { layout, base: description.base, doorbell_can_lose: doorbell.can_lose() };
+    let plan = LinkPlan {
+        layout,
+        base: description.base,
+        doorbell_can_lose: doorbell.can_lose(),
+        gone_after: description.gone_after.map(|after| after.as_micros() as u64),
+    };
     let devices = hosted.iter_mut().map(|device| -> &mut (dyn Device<Region> + Send) { &mut **device });
     let members = devices.zip(slots.iter_mut().map(Vec::as_mut_slice));
     let recorder = state.as_mut().map(|state| state as &mut dyn Recorder);
@@ -190,6 +195,9 @@ impl Loop<'_, '_> {
                 // A timer in place of a doorbell has nothing that wakes but its deadline.
                 self.doorbell.acknowledge();
             }
+            if self.doorbell.has_hung_up() && self.link.hang_up(now) {
+                self.doorbell.ring();
+            }
             let service = self.link.service(now);
             if service.ring || came {
                 self.doorbell.ring();
@@ -202,7 +210,7 @@ impl Loop<'_, '_> {
             }
             let (link, wakeups) = (&self.link, self.wakeups);
             let (doorbell, hosts) = (&*self.doorbell, &self.ends);
-            let status = || status_of(first, kind, link, doorbell, hosts, wakeups);
+            let status = || status_of(first, kind, link, doorbell, hosts, wakeups, now);
             self.board.offer(status);
             if self.board.is_stopping() {
                 break Ok(());
@@ -248,7 +256,7 @@ impl Loop<'_, '_> {
         self.link.shutdown();
         self.doorbell.ring();
         let (link, wakeups) = (&self.link, self.wakeups);
-        self.board.leave(status_of(first, kind, link, self.doorbell, &self.ends, wakeups));
+        self.board.leave(status_of(first, kind, link, self.doorbell, &self.ends, wakeups, clock()));
         outcome
     }
 }
@@ -260,6 +268,7 @@ fn status_of(
     doorbell: &dyn HostDoorbell,
     ends: &[Box<dyn HostEnd>],
     wakeups: u64,
+    now: u64,
 ) -> LinkStatus {
     let snapshot = link.snapshot();
     let counters = doorbell.counters();
@@ -279,7 +288,10 @@ fn status_of(
         driver_epoch: snapshot.driver_epoch,
         adoptions: snapshot.counters.adoptions,
         plain_sessions: snapshot.counters.plain_sessions,
+        silent_for: snapshot.silent_since.map(|since| now.saturating_sub(since) / 1_000_000),
+        silences: snapshot.counters.silences,
         presumed_gone: snapshot.counters.presumed_gone,
+        hung_up: snapshot.counters.hung_up,
         wipes: snapshot.counters.wipes,
         rings: snapshot.counters.rings,
         rerings: snapshot.counters.rerings,
@@ -375,12 +387,29 @@ impl Notices {
         self.at = None;
         let before = std::mem::replace(&mut self.before, after);
         let (was, is) = (&before.counters, &self.before.counters);
+        if is.silences != was.silences {
+            limited!(
+                warn,
+                self.sessions,
+                now,
+                "the guest has not acted on a doorbell for 10 s; it may compute, stand at a breakpoint or be gone. Its \
+                 session goes on; --gone-after SECONDS would end it"
+            );
+        }
         if is.presumed_gone != was.presumed_gone {
             limited!(
                 warn,
                 self.sessions,
                 now,
-                "the guest has not acted on a doorbell for 10 s: presumed gone"
+                "the guest was silent for longer than --gone-after allows: presumed gone, its session is ended"
+            );
+        }
+        if is.hung_up != was.hung_up {
+            limited!(
+                info,
+                self.sessions,
+                now,
+                "the doorbell's peer has hung up: its guest's session is ended"
             );
         }
         if is.wipes != was.wipes {

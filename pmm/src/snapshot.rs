@@ -5,6 +5,7 @@ use hvl_shared_abi::header::MAX_DEVICES;
 use hvl_shared_abi::layout::MAX_QUEUES;
 use hvl_shared_abi::ring::RingFault;
 
+use crate::link::Micros;
 use crate::transport::QueueCounters;
 
 /// Which kind of guest is attached.
@@ -36,8 +37,12 @@ pub struct LinkCounters {
     pub plain_sessions: u64,
     /// Times that the region was found wiped and published again.
     pub wipes: u64,
-    /// Sessions ended because the guest had not acted on a doorbell for ten seconds.
+    /// Times that the guest had not acted on a doorbell for ten seconds, and stored nothing. Its session goes on.
+    pub silences: u64,
+    /// Sessions ended because the guest was silent for longer than its user lets it be.
     pub presumed_gone: u64,
+    /// Sessions ended because the doorbell's peer had hung up.
+    pub hung_up: u64,
 }
 
 /// One device.
@@ -88,6 +93,9 @@ pub struct LinkSnapshot {
     pub driver_epoch: Option<u32>,
     /// What happened on the link.
     pub counters: LinkCounters,
+    /// Since when the guest has neither acted on a doorbell nor stored anything, on the clock of the link's caller; set
+    /// once that is long.
+    pub silent_since: Option<Micros>,
     /// The devices, in the order of their windows.
     pub devices: [Option<DeviceSnapshot>; MAX_DEVICES],
 }

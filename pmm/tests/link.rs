@@ -62,8 +62,86 @@ fn a_bell_that_nobody_acts_on_is_repeated_after_10_ms_and_then_less_often_and_co
 }
 
 #[test]
-fn a_guest_that_shows_signs_of_life_is_kept_and_given_up_ten_seconds_after_the_last() {
-    let mut pmm = Pmm::start(region());
+fn a_guest_that_is_silent_is_kept_however_long_and_its_silence_is_counted_once_and_shown() {
+    for doorbell_can_lose in [false, true] {
+        let mut pmm = Pmm::start_with(region(), doorbell_can_lose);
+        let guest = Guest::boot(&mut pmm);
+        // A bell that it does not act on, as at a breakpoint.
+        guest.start(&mut pmm, RNG, Features::VERSION_1);
+        pmm.pass(9 * SECOND);
+        assert_eq!((counters(&pmm).silences, pmm.snapshot().silent_since), (0, None));
+        pmm.pass(3600 * SECOND);
+        assert!(guest.half.in_session(&guest.m), "an hour of silence is no end");
+        assert_eq!((counters(&pmm).silences, counters(&pmm).presumed_gone), (1, 0));
+        let since = pmm.snapshot().silent_since.expect("it is shown");
+        assert!(since < 2 * SECOND, "silent since {since}");
+        guest.ring_bell();
+        pmm.pass(2 * SECOND);
+        assert_eq!((counters(&pmm).silences, pmm.snapshot().silent_since), (1, None), "it lives");
+        pmm.pass(11 * SECOND);
+        assert_eq!(counters(&pmm).silences, 2);
+    }
+}
+
+#[test]
+fn a_guest_whose_peer_hung_up_is_gone_and_what_it_left_to_be_sent_is_sent() {
+    let mut pmm = Pmm::start_with(region(), false);
+    let (guest, [_, mut transmit]) = console(&mut pmm);
+    let (m, pool) = (guest.m, guest.place(CONSOLE).pool.at);
+    m.copy_out(pool, b"its last line\n");
+    transmit.add(&m, &[Segment::readable(pool, 14)]).unwrap();
+    transmit.publish(&m);
+    // It dies before its bell is rung.
+    pmm.hang_up();
+    assert_eq!(pmm.terminal.sent(), b"its last line\n");
+    assert_eq!((counters(&pmm).hung_up, pmm.snapshot().driver_epoch), (1, None));
+    assert!(!pmm.device(CONSOLE).runs, "nobody is served any more");
+    assert!(!guest.half.in_session(&m), "a guest that lives finds out");
+    assert!(transmit.pop(&m).unwrap().is_some(), "and takes what was completed");
+    // The next time there is no session to end.
+    pmm.hang_up();
+    assert_eq!(counters(&pmm).hung_up, 1);
+}
+
+#[test]
+fn a_guest_that_lives_though_its_peer_hung_up_goes_on_in_a_session_of_its_own() {
+    let mut pmm = Pmm::start_with(region(), false);
+    let board = TestBoard::new(pmm.m);
+    let link = board.attach();
+    let mut rng = Rng::open(&link, leak(RngStorage::<8>::NEW)).unwrap();
+    let mut drawn = 0;
+    for round in 0..20 {
+        for _ in 0..10 {
+            link.poll();
+            pmm.pass(20 * MILLI);
+            board.pass(20 * MILLI);
+            let got = rng.fill(&mut [0; 16]).unwrap_or(0);
+            drawn += got;
+            if got != 0 {
+                break;
+            }
+        }
+        assert_eq!(drawn, 16 * (round + 1), "round {round}");
+        // What is between the two sides is restarted.
+        pmm.hang_up();
+    }
+    assert_eq!((counters(&pmm).hung_up, counters(&pmm).adoptions), (20, 20));
+}
+
+#[test]
+fn a_successor_that_has_said_hello_outlives_its_predecessors_peer() {
+    let mut pmm = Pmm::start_with(region(), false);
+    let mut guest = Guest::boot(&mut pmm);
+    pmm.pass(SECOND);
+    hello(&mut guest);
+    pmm.hang_up();
+    assert!(guest.half.in_session(&guest.m), "the hang-up was not its own");
+    assert_eq!(counters(&pmm).hung_up, 0);
+}
+
+#[test]
+fn a_guest_that_shows_signs_of_life_is_kept_and_given_up_after_the_last_where_its_user_says_so() {
+    let mut pmm = Pmm::start_and_presume_gone(region(), true, Some(10 * SECOND));
     let guest = Guest::boot(&mut pmm);
     for sign in 1..20 {
         // It rings, or acts on one bell of many; all that it was rung for it never looks at.
@@ -83,7 +161,7 @@ fn a_guest_that_shows_signs_of_life_is_kept_and_given_up_ten_seconds_after_the_l
 
 #[test]
 fn what_was_completed_can_still_be_taken_by_a_guest_that_was_presumed_gone() {
-    let mut pmm = Pmm::start_with(region(), false);
+    let mut pmm = Pmm::start_and_presume_gone(region(), false, Some(10 * SECOND));
     let guest = Guest::boot(&mut pmm);
     let mut ring = guest.ring(RNG, 0, Features::VERSION_1);
     let token = ring.add(&guest.m, &[Segment::writable(guest.place(RNG).pool.at, 16)]).unwrap();

@@ -24,6 +24,7 @@ pub struct StreamDoorbell {
     counters: Counters,
     /// Since [`HostDoorbell::ring`] and `acknowledge` are told no time, they leave it to `progress` to say.
     lost: bool,
+    hung_up: bool,
 }
 
 #[derive(Debug)]
@@ -68,6 +69,7 @@ impl StreamDoorbell {
             absence: Absence::default(),
             counters: Counters::default(),
             lost: false,
+            hung_up: false,
         }
     }
 
@@ -81,7 +83,7 @@ impl StreamDoorbell {
 
     fn lose(&mut self) {
         self.stream = None;
-        self.lost = true;
+        (self.lost, self.hung_up) = (true, true);
     }
 
     fn try_for_a_peer(&mut self, now_us: u64) -> std::io::Result<UnixStream> {
@@ -201,6 +203,10 @@ impl HostDoorbell for StreamDoorbell {
         self.absence.since_us()
     }
 
+    fn has_hung_up(&mut self) -> bool {
+        std::mem::take(&mut self.hung_up)
+    }
+
     fn counters(&self) -> Counters {
         self.counters
     }
@@ -268,7 +274,9 @@ mod tests {
             assert!(bell.acknowledge());
             // The peer dies, as a killed emulator does: its socket file stays.
             drop((peer, listener));
+            assert!(!bell.has_hung_up());
             assert!(!bell.acknowledge());
+            assert!(bell.has_hung_up() && !bell.has_hung_up(), "said once");
             assert_eq!(bell.deadline_us(), Some(0));
             assert!(!bell.progress(round + 10));
             std::fs::remove_file(&path).unwrap();

@@ -46,8 +46,14 @@ pub struct LinkStatus {
     pub adoptions: u64,
     /// Plain guests found at work.
     pub plain_sessions: u64,
-    /// Sessions ended because the guest had not acted on a doorbell for ten seconds.
+    /// For how many seconds the guest has neither acted on a doorbell nor stored anything; from 10 s on.
+    pub silent_for: Option<u64>,
+    /// Times that it became so silent.
+    pub silences: u64,
+    /// Sessions ended because the guest was silent for longer than `--gone-after` allows.
     pub presumed_gone: u64,
+    /// Sessions ended because the doorbell's peer had hung up.
+    pub hung_up: u64,
     /// Times that the region was found wiped and published again.
     pub wipes: u64,
     /// Doorbells that were due; repetitions count.
@@ -168,7 +174,12 @@ pub fn remedy(profile: &str, state: &str) -> Option<&'static str> {
 impl LinkStatus {
     /// Whether anything differs that is worth telling: a look that found nothing is not.
     pub fn differs(&self, other: &LinkStatus) -> bool {
-        let quiet = |status: &LinkStatus| LinkStatus { services: 0, wakeups: 0, ..status.clone() };
+        let quiet = |status: &LinkStatus| LinkStatus {
+            services: 0,
+            wakeups: 0,
+            silent_for: status.silent_for.and(Some(0)),
+            ..status.clone()
+        };
         quiet(self) != quiet(other)
     }
 }
@@ -190,6 +201,9 @@ impl fmt::Display for LinkStatus {
             (profile, None) => write!(f, "{profile} guest")?,
         }
         writeln!(f, ", pmm epoch {}", self.pmm_epoch)?;
+        if let Some(seconds) = self.silent_for {
+            writeln!(f, "  silent    the guest has not acted on a doorbell for {seconds} s")?;
+        }
         if let Some(error) = &self.error {
             writeln!(f, "  error     {error}")?;
         }
@@ -216,10 +230,11 @@ impl fmt::Display for LinkStatus {
         )?;
         writeln!(
             f,
-            "  sessions  adopted {}, plain {}, presumed gone {}, region wiped {}; bells {}, repeated {}; looks {}, wake-ups {}",
+            "  sessions  adopted {}, plain {}, presumed gone {}, hung up {}, region wiped {}; bells {}, repeated {}; looks {}, wake-ups {}",
             self.adoptions,
             self.plain_sessions,
             self.presumed_gone,
+            self.hung_up,
             self.wipes,
             self.rings,
             self.rerings,

@@ -153,6 +153,11 @@ pub struct LinkOptions {
     #[arg(long, value_name = "DOORBELL", help_heading = "Doorbell")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doorbell: Option<Doorbell>,
+    /// End the session of a guest that has not acted on a doorbell for so long [default: never; a guest that computes or
+    /// stands at a breakpoint is silent, too]
+    #[arg(long, value_name = "SECONDS", help_heading = "Doorbell")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone_after: Option<Number>,
 
     /// Let the guest use a directory of this host, which it mounts by TAG; with ',ro' it can change nothing, with
     /// ',squash' every file appears to belong to whoever runs pmm (',squash=UID:GID': to that user and group), with

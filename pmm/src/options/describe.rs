@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
@@ -42,6 +43,8 @@ pub struct LinkDescription {
     pub fresh: bool,
     /// Where a plain guest's state is kept over a PMM's death.
     pub state: Option<PathBuf>,
+    /// After how long a silent guest is presumed gone; `None`: never.
+    pub gone_after: Option<Duration>,
 }
 
 /// Where a region comes from.
@@ -184,6 +187,7 @@ fn describe_one(
         Doorbell::Poll { micros: DEFAULT_POLL_MICROS }
     });
     let devices = devices(options, at, refusals);
+    let gone_after = gone_after(options, at, refusals);
     let link = LinkDescription {
         memory: memory?,
         doorbell,
@@ -192,6 +196,7 @@ fn describe_one(
         size: size?,
         fresh: options.fresh,
         state: options.state.clone(),
+        gone_after,
         name,
     };
     match link.layout() {
@@ -274,6 +279,16 @@ fn devices(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option
         refusals.add(at.given.place(""), format!("{link} has no device: add one of {}", all.join(", ")));
     }
     (!devices.is_empty()).then_some(devices)
+}
+
+/// After how long a silent guest is presumed gone.
+fn gone_after(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option<Duration> {
+    let Number(seconds) = options.gone_after?;
+    if seconds == 0 {
+        let why = " 0: every guest would be gone at once; write at least 1, or leave it out: then no silence ends a session";
+        at.refuse(refusals, "gone-after", why);
+    }
+    Some(Duration::from_secs(seconds.min(u64::from(u32::MAX))))
 }
 
 /// The link's network cards.

@@ -199,6 +199,7 @@ fn misuse_names_option_value_and_way_out() {
         ("-- 9p /tmp,/tmp", &["'-- 9p'", "'--9p'"]),
         ("--", &["'--'", "leave it out"]),
         ("--wait soon", &["--wait soon", "number"]),
+        ("--gone-after 0", &["--gone-after 0", "at least 1"]),
         ("--bogus", &["--bogus: unknown option; 'pmm run --help'"]),
         ("--consloe", &["is '--console' meant?"]),
     ];

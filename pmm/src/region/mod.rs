@@ -322,6 +322,7 @@ mod tests {
             devices: vec![DeviceDescription::Rng(RngDescription { queue: 8, pool: 2048 })],
             fresh: false,
             state: None,
+            gone_after: None,
         }
     }
 

@@ -158,7 +158,7 @@ fn serve(wire: &Wire, conversations: Box<dyn Conversations>, stop: &Mutex<bool>)
     let [a, b, c] = &mut slots[..] else { panic!("three devices") };
     let members: [Member<'_, Region>; 3] =
         [(&mut files, &mut a[..]), (&mut rng, &mut b[..]), (&mut console, &mut c[..])];
-    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false };
+    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false, gone_after: None };
     let mut link = PmmLink::publish(wire.memory, plan, members, None, None).expect("a link");
     wire.to_guest.ring();
     while !*lock(stop) {

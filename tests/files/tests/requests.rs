@@ -116,7 +116,7 @@ impl Stage {
         let device = Box::leak(Box::new(P9::new(server.clone(), b"t").unwrap()));
         let slots = vec![DeviceSlot::NEW; Link::<Region>::slots_for(&layout.devices()[0])].leak();
         let members: [Member<'static, Region>; 1] = [(device, slots)];
-        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false };
+        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false, gone_after: None };
         let link = Link::publish(m, plan, members, None, None).unwrap();
         let place = layout.devices()[0];
         server.desk(|desk| desk.used = place.queues[0].used);

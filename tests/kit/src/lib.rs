@@ -145,6 +145,7 @@ pub struct Pmm {
     /// When its looks rang, in virtual time.
     pub rings: Vec<u64>,
     doorbell_can_lose: bool,
+    gone_after: Option<u64>,
     link: Link<'static, Region>,
 }
 
@@ -156,15 +157,21 @@ impl Pmm {
 
     /// Starts one on a region.
     pub fn start_with(m: Region, doorbell_can_lose: bool) -> Pmm {
+        Pmm::start_and_presume_gone(m, doorbell_can_lose, None)
+    }
+
+    /// Starts one that presumes a guest gone after so many microseconds of silence.
+    pub fn start_and_presume_gone(m: Region, doorbell_can_lose: bool, gone_after: Option<u64>) -> Pmm {
         let (terminal, notebook) = (Terminal::default(), Notebook::default());
-        let link = publish(m, &terminal, &notebook, None, doorbell_can_lose);
-        Pmm { m, terminal, notebook, now: 0, rang: true, rings: Vec::new(), doorbell_can_lose, link }
+        let link = publish(m, &terminal, &notebook, None, doorbell_can_lose, gone_after);
+        let rings = Vec::new();
+        Pmm { m, terminal, notebook, now: 0, rang: true, rings, doorbell_can_lose, gone_after, link }
     }
 
     /// Kills it, as SIGKILL does, and starts another one.
     pub fn restart(&mut self, record: Option<PlainRecord>) {
-        let lossy = self.doorbell_can_lose;
-        self.link = publish(self.m, &self.terminal, &self.notebook, record.as_ref(), lossy);
+        let (lossy, gone_after) = (self.doorbell_can_lose, self.gone_after);
+        self.link = publish(self.m, &self.terminal, &self.notebook, record.as_ref(), lossy, gone_after);
         self.rang = true;
     }
 
@@ -207,6 +214,11 @@ impl Pmm {
         self.service();
     }
 
+    /// Tells it that its doorbell's peer has hung up.
+    pub fn hang_up(&mut self) {
+        self.rang |= self.link.hang_up(self.now);
+    }
+
     /// Ends it in good order.
     pub fn shutdown(&mut self) {
         self.link.shutdown();
@@ -232,6 +244,7 @@ fn publish(
     notebook: &Notebook,
     record: Option<&PlainRecord>,
     doorbell_can_lose: bool,
+    gone_after: Option<u64>,
 ) -> Link<'static, Region> {
     let layout = layout();
     let slots = |index: usize| {
@@ -241,7 +254,7 @@ fn publish(
     let rng = Box::leak(Box::new(Rng::new(Counter(0))));
     let console = Box::leak(Box::new(Console::new(terminal.clone())));
     let notebook = Box::leak(Box::new(notebook.clone()));
-    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose };
+    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose, gone_after };
     let members: [Member<'static, Region>; 2] = [(rng, slots(0)), (console, slots(1))];
     Link::publish(m, plan, members, Some(notebook), record).expect("a link that fits its layout")
 }

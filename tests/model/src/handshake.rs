@@ -15,7 +15,7 @@
 //! | Run | [`PmmAt::Serve`], [`PmmAt::Batch`], [`PmmAt::WriteUsed`] | [`GuestAt::Running`] |
 //! | device reset, Fault | [`PmmAt::FaultDrain`] to [`PmmAt::ResetReady`] | [`GuestAt::HarvestReset`] to [`GuestAt::RecheckReset`] |
 //! | a plain guest | [`PmmAt::EndExtended`], [`PmmAt::PlainDrain`] to [`PmmAt::PlainAnswer`] | [`GuestAt::PlainStatus`] to [`GuestAt::PlainRunning`] |
-//! | a guest presumed gone | [`PmmAt::PresumeGone`], then Publish | as for a new PMM |
+//! | a guest taken for gone: its doorbell hung up, or it was silent for too long | [`PmmAt::PresumeGone`], then Publish | as for a new PMM |
 //! | Shutdown | [`PmmAt::ShutDrain`], [`PmmAt::ShutOdd`] | |
 //!
 //! Epoch words are 8 bits wide here, which changes nothing but where they wrap; [`Region::Wrapping`] starts there.
@@ -222,7 +222,8 @@ pub enum PmmAt {
     ResetReady,
     /// A plain guest: end the extended session.
     EndExtended,
-    /// A guest that has not acted on a bell for too long is presumed gone: stop, drain, release.
+    /// A guest whose doorbell's peer hung up, or that was silent for longer than its user allows, is taken for gone: stop,
+    /// drain, release.
     PresumeGone,
     /// The end of an extended session that is not followed by Publish: EpochSeen := 0.
     EndSeen,
@@ -387,7 +388,7 @@ pub struct Hardships {
     pub faults: u8,
     /// Device resets that the driver asks for.
     pub resets: u8,
-    /// Guests that live and are presumed gone (one that a debugger held, say).
+    /// Guests that live and are taken for gone (what is between the two sides was restarted, say).
     pub silences: u8,
 }
 

@@ -118,7 +118,7 @@ impl Pmm {
             let count = layout.devices().get(index).map_or(0, Link::<Region>::slots_for);
             vec![DeviceSlot::NEW; count].leak()
         };
-        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true };
+        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true, gone_after: None };
         let members: [Member<'static, Region>; 2] =
             [(leak(Rng::new(Counter(0))), slots(RNG)), (leak(device), slots(NET))];
         let link = Link::publish(m, plan, members, None, None).expect("a link that fits its layout");

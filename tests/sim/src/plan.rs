@@ -75,6 +75,9 @@ pub struct Plan {
     pub operations: u32,
     /// How long it waits for one, in nanoseconds.
     pub patience: u64,
+    /// Whether the PMM's doorbell knows that its peer has hung up, as a stream socket does: when the guest dies, and when
+    /// only what is between the two was restarted.
+    pub hangs_up: bool,
 }
 
 impl Plan {
@@ -127,10 +130,13 @@ impl Plan {
             talks: rng.u32(1..4),
             operations: rng.u32(1..16),
             patience: *pick(rng, &[200 * MILLI, SECOND, 10 * SECOND]),
+            hangs_up: false,
         };
         plan.devices.extend(more_devices(rng));
         // Without a clock nothing can be waited for, and paths are.
         plan.guest_clock |= plan.has(DeviceId::P9);
+        // Behind everything that older seeds decide.
+        plan.hangs_up = !lossy && rng.bool();
         plan
     }
 
@@ -149,13 +155,14 @@ impl Plan {
         let DoorbellKind { lost, doubled, delay } = self.doorbell;
         format!(
             "memory: {}; doorbells: {lost}/256 lost, {doubled}/256 doubled, up to {} us late; guest {} a clock; \
-             {}; about {} accesses a stretch; {} deaths; console {} what was in flight{}",
+             {}; about {} accesses a stretch; {} deaths{}; console {} what was in flight{}",
             self.memory.name(),
             delay / MICRO,
             if self.guest_clock { "with" } else { "without" },
             self.devices.iter().map(words).collect::<Vec<_>>().join(", "),
             self.stretch,
             self.deaths,
+            if self.hangs_up { ", of which a hang-up tells" } else { "" },
             if self.resend { "resends" } else { "drops" },
             self.fault.map_or(String::new(), |fault| format!("; planted: {}", fault.name())),
         )

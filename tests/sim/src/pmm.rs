@@ -21,7 +21,7 @@ pub fn main(mem: Shared) {
     let members = devices.iter_mut().zip(&mut slots);
     let members =
         members.map(|(device, slots)| (&mut **device as &mut (dyn Device<_> + Send), &mut slots[..]));
-    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose };
+    let plan = LinkPlan { layout, base: BASE, doorbell_can_lose, gone_after: None };
     mem.enter(Phase::Start);
     let mut link = match Link::publish(mem, plan, members, None, None) {
         Ok(link) => link,
@@ -30,6 +30,12 @@ pub fn main(mem: Shared) {
     mem.ring();
     loop {
         mem.enter(Phase::Serve);
+        if world::with(|world| std::mem::take(&mut world.hung_up)) {
+            if link.hang_up(mem.micros()) {
+                mem.ring();
+            }
+            mem.enter(Phase::Serve);
+        }
         let before = world::with(|world| world.silence.is_some()).then(|| requests(&link, places));
         let service = link.service(mem.micros());
         if let Some(before) = before {

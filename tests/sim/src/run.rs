@@ -201,6 +201,11 @@ impl Sides {
                 let side = Side::BOTH[world.rng().usize(0..2)];
                 (side, side == Side::Pmm && world.rng().bool())
             });
+            if side == Side::Guest && world::with(|world| world.plan.hangs_up && world.rng().bool()) {
+                // It lives; only its doorbell does not.
+                self.hang_up();
+                return;
+            }
             match self.state[side.index()] {
                 State::Dead(_) => {}
                 _ if graceful => {
@@ -212,8 +217,24 @@ impl Sides {
         }
     }
 
+    /// The PMM's doorbell finds that its peer has hung up.
+    fn hang_up(&mut self) {
+        let pmm = &mut self.state[Side::Pmm.index()];
+        if world::with(|world| world.plan.hangs_up) && !matches!(pmm, State::Dead(_)) {
+            world::with(|world| {
+                world.hung_up = true;
+                world.statistics.hang_ups += 1;
+            });
+            *pmm = State::Runs;
+        }
+    }
+
     fn kill(&mut self, side: Side) {
         let i = side.index();
+        match side {
+            Side::Guest => self.hang_up(),
+            Side::Pmm => world::with(|world| world.hung_up = false),
+        }
         let back = world::with(|world| {
             world.dies(side);
             world.now + world.away()

@@ -160,6 +160,8 @@ pub struct Statistics {
     pub rings: [u64; 2],
     /// Times that each side woke.
     pub wakes: [u64; 2],
+    /// Times that the PMM's doorbell found its peer gone, whether it was or not.
+    pub hang_ups: u64,
     /// Bells lost on the way.
     pub lost: u64,
     /// Bytes that were sent again and arrived twice.
@@ -208,6 +210,8 @@ pub struct World {
     twist: Twisted,
     /// The PMM is asked to end in good order.
     pub shut_down: bool,
+    /// Its doorbell's peer has hung up.
+    pub hung_up: bool,
     /// Which sides sleep.
     pub asleep: [bool; 2],
     /// Which start of the guest this is, and what it still has to do.
@@ -283,6 +287,7 @@ impl World {
             target: plan.target,
             twist: Twisted { about, ..Twisted::default() },
             shut_down: false,
+            hung_up: false,
             asleep: [false; 2],
             start: 0,
             chores: Chores::default(),
@@ -638,7 +643,11 @@ impl World {
         self.statistics.wakes[side.index()] += 1;
         if side == Side::Pmm {
             let bell = &self.bells[side.index()];
-            let rung = bell.pending || !bell.coming.is_empty() || self.plan.lossy() || self.shut_down;
+            let rung = bell.pending
+                || !bell.coming.is_empty()
+                || self.plan.lossy()
+                || self.shut_down
+                || self.hung_up;
             let held = self.host.holds_requests() || self.ends.all().any(|end| end.holds_requests());
             let silent = other_sleeps && !rung && !held;
             self.silence = silent.then_some(self.statistics.wakes[Side::Guest.index()]);

@@ -245,7 +245,7 @@ impl Pmm {
     pub fn with(m: Region, device: impl Device<Region> + Send + 'static) -> Pmm {
         let layout = layout();
         let count = layout.devices().first().map_or(0, Link::<Region>::slots_for);
-        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true };
+        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: true, gone_after: None };
         let members: [Member<'static, Region>; 1] = [(leak(device), vec![DeviceSlot::NEW; count].leak())];
         let link = Link::publish(m, plan, members, None, None).expect("a link that fits its layout");
         Pmm { now: 0, link }

@@ -54,7 +54,7 @@ fn serve() -> Result<core::convert::Infallible, LinkError> {
     let layout = Layout::place(&[DeviceSpec::RNG, DeviceSpec::CONSOLE], region.len());
     let layout = layout.map_err(|_| LinkError::Region)?;
     // The UART drops rings while nobody is connected.
-    let plan = LinkPlan { layout, base: SHARED_BASE as u64, doorbell_can_lose: true };
+    let plan = LinkPlan { layout, base: SHARED_BASE as u64, doorbell_can_lose: true, gone_after: None };
     let rng: &mut (dyn Device<Region> + Send) = RNG.take();
     let console: &mut (dyn Device<Region> + Send) = CONSOLE.take();
     let members = [(rng, &mut RNG_RECORDS.take()[..]), (console, &mut CONSOLE_RECORDS.take()[..])];

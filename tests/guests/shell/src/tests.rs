@@ -200,7 +200,7 @@ impl World {
         };
         let console = Box::leak(Box::new(ConsoleDevice::new(self.terminal.clone())));
         let rng = Box::leak(Box::new(RngDevice::new(self.numbers.clone())));
-        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false };
+        let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false, gone_after: None };
         let members: [hvl_pmm::link::Member<'static, Region>; 2] = [(console, slots(0)), (rng, slots(1))];
         self.pmm = Some(Pmm::publish(self.region, plan, members, None, None).unwrap());
     }
