@@ -10,11 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
 use crate::failure::Failure;
-use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
+use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS, raise_limit};
 use crate::observe::log;
 use crate::open::no_descriptors;
 use crate::options::{Listen, Share};
@@ -157,8 +156,8 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         read_only: share.read_only,
         ids: share.ids,
         msize: share.msize,
+        fids: share.fids,
         descriptors: descriptors(),
-        ..Rules::default()
     };
     let export = Export::open(Path::new(&share.directory), "", rules, &name)?;
     let listener = Listener::open(&share.listen)?;
@@ -216,11 +215,7 @@ fn end(clients: &Clients) {
     }
 }
 
-/// Raises the number of descriptors that this process may have to the most it may ask for, and says how many of them
-/// files may take: each fid needs one, and an open one two.
+/// How many descriptors files may take.
 fn descriptors() -> usize {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS)
+    raise_limit().saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS)
 }

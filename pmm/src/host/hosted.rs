@@ -2,7 +2,7 @@
 
 use hvl_shared_abi::mem::Region;
 
-use super::export::{Export, Rules};
+use super::export::{DEFAULT_DESCRIPTORS, DEFAULT_FIDS, Export, Rules, raise_limit};
 use super::net;
 use super::{
     ByteEnd, FileEnd, Files, Guests, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
@@ -41,7 +41,14 @@ impl Hosted {
 
     fn directory(shared: &SharedDirectory) -> Result<Hosted, Failure> {
         let name = format!("--9p {shared}");
-        let rules = Rules { read_only: shared.read_only, ids: shared.owners.ids(), ..Rules::default() };
+        let rules = Rules {
+            read_only: shared.read_only,
+            ids: shared.owners.ids(),
+            fids: shared.fids,
+            // Several directories, and all other devices, share what the process may have.
+            descriptors: (raise_limit() / 16).clamp(DEFAULT_DESCRIPTORS, DEFAULT_FIDS),
+            ..Rules::default()
+        };
         let export = Export::open(&shared.path, &shared.tag, rules, &name)?;
         let workers = Files::start(Box::new(Guests(export))).map_err(no_descriptors)?;
         let end = Shared::new(workers);

@@ -161,8 +161,9 @@ pub struct LinkOptions {
 
     /// Let the guest use a directory of this host, which it mounts by TAG; with ',ro' it can change nothing, with
     /// ',squash' every file appears to belong to whoever runs pmm (',squash=UID:GID': to that user and group), with
-    /// ',map=GUEST:HOST:COUNT' the guest's users from GUEST on are this host's from HOST on; may repeat
-    #[arg(long = "9p", value_name = "DIR,TAG[,ro][,squash|,map]", action = clap::ArgAction::Append, help_heading = "Devices")]
+    /// ',map=GUEST:HOST:COUNT' the guest's users from GUEST on are this host's from HOST on; with ',fids=N' it may hold N names at a time, 64 to
+    /// 1M (64K); may repeat
+    #[arg(long = "9p", value_name = "DIR,TAG[,ro][,squash|,map][,fids]", action = clap::ArgAction::Append, help_heading = "Devices")]
     #[serde(rename = "9p", skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<SharedDirectory>,
     /// Largest size of the queue of each directory; a power of two from 2 to 1024 [default: 16]

@@ -10,9 +10,9 @@ use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE};
 
 use super::cli::{LogLevel, LogOptions};
 use super::refusals::{Given, Refusals};
-use super::value::{BadValue, Number, Owners, socket_path};
+use super::value::{BadValue, Number, Owners, fids, socket_path};
 use crate::failure::Failure;
-use crate::host::export::Ids;
+use crate::host::export::{DEFAULT_FIDS, Ids};
 
 /// `pmm serve-9p`, checked.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Share {
     pub read_only: bool,
     /// Largest message in bytes.
     pub msize: u32,
+    /// Most fids of a client.
+    pub fids: usize,
     /// Whose files are whose.
     pub ids: Ids,
     /// What is logged, and how.
@@ -92,6 +94,9 @@ pub(super) struct ShareArgs {
     /// Largest message in bytes, 4096 to 1M; a client may ask for less
     #[arg(long, value_name = "N", default_value = "1M")]
     msize: Number,
+    /// Most fids of a client, 64 to 1M: Linux holds one for each name that it caches [default: 64K]
+    #[arg(long, value_name = "N", value_parser = |text: &str| fids("--fids", text))]
+    fids: Option<usize>,
     /// Show every file as UID's and GID's, by default this user's; what clients make is this user's, and owners stay
     /// [default: owners are shown as they are and changed as far as this user may]
     #[arg(long, value_name = "UID:GID", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = |text: &str| Owners::squash("--", text))]
@@ -126,6 +131,7 @@ impl ShareArgs {
             listen: self.listen,
             read_only: self.ro,
             msize: msize.unwrap_or(MAX_MSIZE),
+            fids: self.fids.unwrap_or(DEFAULT_FIDS),
             ids: self.squash.or(self.map).unwrap_or_default().ids(),
             log: LogOptions { level: self.log_level.unwrap_or_default(), json: self.log_json },
         })
@@ -156,6 +162,7 @@ mod tests {
         let all = share("--squash=7:8 --msize 64K --ro --listen tcp:[::1]:0 d").unwrap();
         assert_eq!((all.read_only, all.msize, all.ids), (true, 65_536, Ids::Squash { uid: 7, gid: 8 }));
         assert_eq!(all.listen.to_string(), "tcp:[::1]:0");
+        assert_eq!((all.fids, share("d --fids 100K --listen unix:x").unwrap().fids), (65_536, 102_400));
         assert_eq!(share("--listen unix:x --squash d").unwrap().ids, Ids::squash());
         let map = Ids::Map { inside: 0, outside: 100_000, count: 65_536 };
         assert_eq!(share("--listen unix:x --map 0:100000:65536 d").unwrap().ids, map);
@@ -172,6 +179,7 @@ mod tests {
             ("d --listen tcp:127.0.0.1", "ADDRESS:PORT"),
             ("d --listen unix:x --msize 4095", "4096 to 1048576"),
             ("d --listen unix:x --msize 2M", "4096 to 1048576"),
+            ("d --listen unix:x --fids 63", "64 to 1048576"),
             ("d --listen unix:x --squash=me", "--squash=0:0"),
             ("d --listen unix:x --squash=1:4294967295", "--squash=0:0"),
             ("d --listen unix:x --map 0:1", "--map=0:100000:65536"),

@@ -9,7 +9,7 @@ use hvl_shared_abi::wire::p9::MAX_MOUNT_TAG;
 use hvl_shared_abi::wire::vsock::{MAX_GUEST_CID, MIN_GUEST_CID};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::host::export::Ids;
+use crate::host::export::{DEFAULT_FIDS, FIDS, Ids};
 
 /// What is wrong with a value and what to write instead; the caller adds the option and the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,6 +251,17 @@ pub struct SharedDirectory {
     pub read_only: bool,
     /// Whose files are whose.
     pub owners: Owners,
+    /// Most fids of the guest.
+    pub fids: usize,
+}
+
+/// How many fids a client may have: `word` is the option as it is written.
+pub(super) fn fids(word: &str, text: &str) -> Result<usize, BadValue> {
+    let number = text.parse::<Number>().ok().and_then(|Number(number)| usize::try_from(number).ok());
+    number.filter(|number| FIDS.contains(number)).ok_or_else(|| {
+        let (least, most) = (FIDS.start(), FIDS.end());
+        BadValue(format!("write how many fids a client may have, {least} to {most}, as {word}=64K"))
+    })
 }
 
 /// Whose files are whose in a directory that others see.
@@ -338,11 +349,15 @@ impl FromStr for SharedDirectory {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<SharedDirectory, BadValue> {
-        let (mut rest, mut read_only, mut owners) = (text, false, None);
+        let (mut rest, mut read_only, mut owners, mut most) = (text, false, None, None);
         while let Some((before, word)) = rest.rsplit_once(',') {
             let said = match word.split_once('=').unwrap_or((word, "")) {
                 ("ro", "") => {
                     read_only = true;
+                    None
+                }
+                ("fids", number) => {
+                    most = Some(fids("fids", number)?);
                     None
                 }
                 ("squash", who) => Some(Owners::squash(",", who)?),
@@ -360,7 +375,7 @@ impl FromStr for SharedDirectory {
             Some((path, tag)) if !path.is_empty() && !tag.is_empty() => (path, tag),
             _ => {
                 return Err(BadValue(
-                    "write DIR,TAG, with ,ro, ,squash or ,map=GUEST:HOST:COUNT behind it if you like: a directory, and what the guest calls it".into(),
+                    "write DIR,TAG, with ,ro, ,squash, ,map=GUEST:HOST:COUNT or ,fids=N behind it if you like: a directory, and what the guest calls it".into(),
                 ));
             }
         };
@@ -375,6 +390,7 @@ impl FromStr for SharedDirectory {
             tag: tag.into(),
             read_only,
             owners: owners.unwrap_or_default(),
+            fids: most.unwrap_or(DEFAULT_FIDS),
         })
     }
 }
@@ -382,7 +398,11 @@ impl FromStr for SharedDirectory {
 impl fmt::Display for SharedDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let read_only = if self.read_only { ",ro" } else { "" };
-        write!(f, "{},{}{read_only}{}", self.path.display(), self.tag, self.owners)
+        write!(f, "{},{}{read_only}{}", self.path.display(), self.tag, self.owners)?;
+        match self.fids {
+            DEFAULT_FIDS => Ok(()),
+            fids => write!(f, ",fids={fids}"),
+        }
     }
 }
 
@@ -526,6 +546,8 @@ mod tests {
             "/a,b,ro,squash",
             "/a,b,squash=7:8",
             "/a,b,ro,map=0:100000:65536",
+            "/a,b,ro,squash,fids=100",
+            "/a,b,fids=1048576",
         ] {
             assert_eq!(text.parse::<SharedDirectory>().unwrap().to_string(), text);
         }
@@ -541,6 +563,9 @@ mod tests {
             &long,
             "/srv,t,squash=7",
             "/srv,t,map",
+            "/srv,t,fids",
+            "/srv,t,fids=63",
+            "/srv,t,fids=1048577",
             "/srv,t,map=0:1",
             "/srv,t,map=0:1:0",
             "/srv,t,map=1:0:4294967295",

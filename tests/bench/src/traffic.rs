@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use hvl_frontend::device::p9::{self, Files, FilesStorage, Ticket};
 use hvl_frontend::device::vsock::{Socket, SocketError, Vsock, VsockStorage};
 use hvl_frontend::{Link, LinkStorage};
+use hvl_pmm::host::export::DEFAULT_FIDS;
 use hvl_pmm::options::{DeviceDescription, DirectoryDescription, SharedDirectory, VsockDescription};
 use hvl_shared_abi::DeviceSpec;
 use hvl_shared_abi::wire::p9::open;
@@ -116,8 +117,13 @@ impl Directory {
         }
         // A line before the answer is what a block needs beyond the message.
         let pool = u32::from(FLIGHT) * (msize + 64);
-        let shared =
-            SharedDirectory { path, tag: "bench".into(), read_only: false, owners: Default::default() };
+        let shared = SharedDirectory {
+            path,
+            tag: "bench".into(),
+            read_only: false,
+            owners: Default::default(),
+            fids: DEFAULT_FIDS,
+        };
         let device = DirectoryDescription { shared, queue: 2 * FLIGHT, pool };
         let size = (pool + (1 << 20)).next_multiple_of(4096);
         let wire = serve(place, &name, size, DeviceDescription::Directory(device))?;

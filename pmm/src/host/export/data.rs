@@ -50,12 +50,13 @@ impl Session {
         if flags & OFlags::RWMODE != OFlags::RDONLY || flags.contains(OFlags::TRUNC) {
             self.may_change()?;
         }
+        fid.is_reached()?;
+        let node = self.node(&fid)?;
         // Held while it is opened: two openings of one fid are one opening and one error.
         let mut state = locked(&fid.state);
         if !matches!(&*state, State::Reached) {
             return Err(Errno::BADF);
         }
-        let node = fid.node();
         let file = self.opened(self.export.root.reopen(&node, flags)?, &node, flags);
         let qid = self.qid(&node)?;
         *state = State::Open(file);
@@ -97,7 +98,7 @@ impl Session {
         };
         let qid = self.qid(&node)?;
         let file = self.opened(file, &node, flags);
-        self.becomes(&fid, Arc::new(node), path, State::Open(file))?;
+        self.becomes(&fid, &node, &path, State::Open(file))?;
         out.send(Reply::Lcreate { qid, io_unit: self.io_unit() })
     }
 
@@ -158,7 +159,7 @@ impl Session {
     /// Fills `into` with the entries behind `offset`. An offset that nobody was given is the file system's to judge; it
     /// finds an entry or none, and each call moves on or ends.
     fn list(&self, fid: &Fid, file: &OpenFile, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        let (root, node) = (self.export.root.node(), fid.node());
+        let (root, node) = (self.export.root.node(), fid.place());
         let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
         let _position = locked(&file.position);
         rustix::fs::seek(file, SeekFrom::Start(offset as u64)).map_err(errno)?;
@@ -176,16 +177,12 @@ impl Session {
             let name = entry.file_name().to_bytes();
             let kind = entry.file_type();
             // What lies above the root is nobody's business.
-            let inode = match name == b".." && node.identity() == root.identity() {
+            let inode = match name == b".." && node.identity == root.identity() {
                 true => root.identity().1,
                 false => entry.ino(),
             };
             let entry = Entry {
-                qid: Qid {
-                    kind: qid_kind(kind),
-                    version: 0,
-                    path: qid_path(root, (node.identity().0, inode)),
-                },
+                qid: Qid { kind: qid_kind(kind), version: 0, path: qid_path(root, (node.identity.0, inode)) },
                 offset: entry.next_entry_cookie(),
                 kind: entry_kind_of(kind),
                 name,

@@ -9,6 +9,7 @@ use hvl_shared_abi::wire::p9::Errno;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use super::locks::Locks;
+use super::place::Place;
 use super::resolve::{Counted, Node, split};
 use crate::sys::pieces::Waiting;
 
@@ -147,32 +148,29 @@ pub(super) struct NewAttribute {
 /// What a fid stands for.
 #[derive(Debug)]
 pub(super) struct Fid {
-    node: Mutex<Arc<Node>>,
-    /// How it was reached: names from the root, between slashes. Only `..` and the two requests that move or remove a
-    /// file by its fid need it.
-    path: Mutex<Vec<u8>>,
+    place: Mutex<Arc<Place>>,
     pub(super) state: Mutex<State>,
     /// Who attached, in the client's numbers.
     pub(super) user: u32,
 }
 
 impl Fid {
-    pub(super) fn new(node: Arc<Node>, path: Vec<u8>, state: State, user: u32) -> Fid {
-        Fid { node: Mutex::new(node), path: Mutex::new(path), state: Mutex::new(state), user }
+    pub(super) fn new(place: Arc<Place>, state: State, user: u32) -> Fid {
+        Fid { place: Mutex::new(place), state: Mutex::new(state), user }
     }
 
-    pub(super) fn node(&self) -> Arc<Node> {
-        locked(&self.node).clone()
+    pub(super) fn place(&self) -> Arc<Place> {
+        locked(&self.place).clone()
     }
 
-    pub(super) fn path(&self) -> Vec<u8> {
-        locked(&self.path).clone()
+    /// The names from the root, between slashes, by which it was reached.
+    pub(super) fn path(&self) -> Arc<[u8]> {
+        self.place().way()
     }
 
     /// A created file takes the place of its directory.
-    pub(super) fn become_file(&self, node: Arc<Node>, path: Vec<u8>) {
-        *locked(&self.node) = node;
-        *locked(&self.path) = path;
+    pub(super) fn become_file(&self, place: Arc<Place>) {
+        *locked(&self.place) = place;
     }
 
     /// What is open behind it.
@@ -269,13 +267,14 @@ impl Table {
     /// A directory or file was moved within the export: so were the fids below it.
     pub(super) fn moved(&self, from: &[u8], to: &[u8]) {
         for fid in self.fids.values() {
-            let mut path = locked(&fid.path);
+            let place = fid.place();
+            let path = place.way();
             let Some(rest) = path.strip_prefix(from) else { continue };
             if rest.is_empty() || rest.starts_with(b"/") {
                 let new = [to, rest].concat();
                 // One too long to be resolved stays as it was, and is not found.
                 if split(&new).is_some() && new.len() < hvl_shared_abi::wire::p9::MAX_PATH {
-                    *path = new;
+                    place.moved(&new);
                 }
             }
         }

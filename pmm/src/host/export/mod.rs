@@ -28,6 +28,7 @@ mod data;
 mod fid;
 mod flight;
 mod locks;
+mod place;
 mod resolve;
 mod session;
 mod stream;
@@ -38,15 +39,19 @@ mod xattr;
 
 pub use fid::OpenFile;
 pub use flight::InFlight;
+pub(crate) use place::raise_limit;
 pub use session::{Handled, Session};
 pub(crate) use stream::{Connection, Ended, Stream, THREADS};
 
 use crate::failure::{Failure, refused};
 use locks::Locks;
-use resolve::{Budget, Root};
+use place::Descriptors;
+use resolve::Root;
 
 /// Most fids of a session unless its export says otherwise.
-pub const DEFAULT_FIDS: usize = 4096;
+pub const DEFAULT_FIDS: usize = 65_536;
+/// Least and most that an export may be told. Each fid costs some 300 bytes and its way.
+pub const FIDS: std::ops::RangeInclusive<usize> = 64..=1 << 20;
 /// Most descriptors that an export opens unless it is told otherwise. A process may have 1024 where nobody raised that.
 pub const DEFAULT_DESCRIPTORS: usize = 768;
 
@@ -168,7 +173,7 @@ impl Export {
     ) -> Result<Arc<Export>, hvl_shared_abi::wire::p9::Errno> {
         crate::sys::ignore_signals();
         let rules = Rules { msize: rules.msize.clamp(MIN_MSIZE, MAX_MSIZE), ..rules };
-        let root = Root::new(directory, confined, Budget::new(rules.descriptors))?;
+        let root = Root::new(directory, confined, Descriptors::new(rules.descriptors))?;
         Ok(Arc::new(Export { root, rules, locks: Arc::default(), tag: tag.into(), path: path.into() }))
     }
 

@@ -14,10 +14,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hvl_shared_abi::wire::p9::{Errno, MAX_NAME, MAX_PATH, Qid, qid};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+
+use super::fid::OpenFile;
+use super::place::{Descriptors, Place, Share, Use};
 
 /// A system call's error as the client is told it.
 pub(super) fn errno(error: rustix::io::Errno) -> Errno {
@@ -47,35 +49,6 @@ impl<'a> Name<'a> {
     }
 }
 
-/// How many descriptors an export may still open. Fids are bounded by their number, but several clients share a
-/// process.
-#[derive(Debug)]
-pub(super) struct Budget {
-    left: AtomicUsize,
-}
-
-impl Budget {
-    pub(super) fn new(descriptors: usize) -> Arc<Budget> {
-        Arc::new(Budget { left: AtomicUsize::new(descriptors) })
-    }
-
-    fn take(self: &Arc<Budget>) -> Result<Share, Errno> {
-        self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-            .map(|_| Share(self.clone()))
-            .map_err(|_| Errno::MFILE)
-    }
-}
-
-#[derive(Debug)]
-struct Share(Arc<Budget>);
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.0.left.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// A descriptor that counts.
 #[derive(Debug)]
 pub(super) struct Counted {
@@ -89,16 +62,27 @@ impl AsFd for Counted {
     }
 }
 
-/// Something in the export: reached, not opened.
-#[derive(Debug)]
+/// Something in the export, for as long as somebody works with it.
+#[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// `O_PATH | O_NOFOLLOW`.
-    file: Counted,
+    file: Descriptor,
     kind: FileType,
     identity: (u64, u64),
 }
 
+#[derive(Clone, Debug)]
+enum Descriptor {
+    /// `O_PATH | O_NOFOLLOW`.
+    Reached(Arc<Counted>),
+    Open(Arc<OpenFile>),
+}
+
 impl Node {
+    /// What a client has opened.
+    pub(super) fn of_open(file: Arc<OpenFile>, place: &Place) -> Node {
+        Node { file: Descriptor::Open(file), kind: place.kind, identity: place.identity }
+    }
+
     pub(super) fn kind(&self) -> FileType {
         self.kind
     }
@@ -113,13 +97,24 @@ impl Node {
     }
 
     pub(super) fn status(&self) -> Result<Statx, Errno> {
-        status(self.file.as_fd(), b"")
+        status(self.as_fd(), b"")
+    }
+
+    /// Its descriptor, if it is one that can be kept for later.
+    pub(super) fn reached(&self) -> Option<&Arc<Counted>> {
+        match &self.file {
+            Descriptor::Reached(file) => Some(file),
+            Descriptor::Open(_) => None,
+        }
     }
 }
 
 impl AsFd for Node {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        match &self.file {
+            Descriptor::Reached(file) => file.as_fd(),
+            Descriptor::Open(file) => file.as_fd(),
+        }
     }
 }
 
@@ -141,11 +136,11 @@ pub(super) fn device(major: u32, minor: u32) -> u64 {
 /// The exported directory and the way from it to files.
 #[derive(Debug)]
 pub(super) struct Root {
-    node: Arc<Node>,
+    node: Node,
     /// `/proc/self/fd`.
     own: OwnedFd,
     confined: ResolveFlags,
-    budget: Arc<Budget>,
+    descriptors: Arc<Descriptors>,
     #[cfg(test)]
     pub(super) between: Between,
 }
@@ -169,7 +164,7 @@ impl Root {
     pub(super) fn new(
         directory: OwnedFd,
         confined: ResolveFlags,
-        budget: Arc<Budget>,
+        descriptors: Arc<Descriptors>,
     ) -> Result<Root, Errno> {
         let own = rustix::fs::open(
             "/proc/self/fd",
@@ -177,12 +172,12 @@ impl Root {
             Mode::empty(),
         )
         .map_err(errno)?;
-        let node = Arc::new(Root::node_of(directory, &budget)?);
+        let node = Root::node_of(directory, descriptors.take(Use::Passing)?)?;
         let root = Root {
             node,
             own,
             confined,
-            budget,
+            descriptors,
             #[cfg(test)]
             between: Between::default(),
         };
@@ -192,14 +187,47 @@ impl Root {
         Ok(root)
     }
 
-    pub(super) fn node(&self) -> &Arc<Node> {
+    pub(super) fn node(&self) -> &Node {
         &self.node
     }
 
-    fn node_of(file: OwnedFd, budget: &Arc<Budget>) -> Result<Node, Errno> {
-        let file = Counted { file, _share: budget.take()? };
+    pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
+    }
+
+    fn node_of(file: OwnedFd, share: Share) -> Result<Node, Errno> {
+        let file = Counted { file, _share: share };
         let status = status(file.as_fd(), b"")?;
-        Ok(Node { kind: FileType::from_raw_mode(status.stx_mode.into()), identity: identity(&status), file })
+        let kind = FileType::from_raw_mode(status.stx_mode.into());
+        Ok(Node { kind, identity: identity(&status), file: Descriptor::Reached(Arc::new(file)) })
+    }
+
+    /// What is at a place, if its descriptor was kept.
+    pub(super) fn kept(&self, place: &Place) -> Option<Node> {
+        if place.way().is_empty() {
+            return Some(self.node.clone());
+        }
+        let file = Descriptor::Reached(place.kept()?);
+        Some(Node { file, kind: place.kind, identity: place.identity })
+    }
+
+    /// Walks to a place again whose descriptor was needed for another.
+    pub(super) fn find(&self, place: &Arc<Place>) -> Result<Node, Errno> {
+        let way = place.way();
+        let share = self.descriptors.take(Use::Passing)?;
+        let found = self.open_beneath(self.node.as_fd(), &way, OFlags::PATH | OFlags::NOFOLLOW);
+        let node = match found.and_then(|file| Root::node_of(file, share)) {
+            Ok(node) if node.identity == place.identity && node.kind == place.kind => node,
+            // Something else is there, or nothing, or no way any more.
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                return Err(Errno::STALE);
+            }
+            Err(errno) => return Err(errno),
+        };
+        if let Some(file) = node.reached() {
+            self.descriptors.keep(place, file);
+        }
+        Ok(node)
     }
 
     fn open_beneath(&self, from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -231,12 +259,13 @@ impl Root {
         if !from.is_directory() {
             return Err(Errno::NOTDIR);
         }
+        let share = self.descriptors.take(Use::Passing)?;
         let file = self.open_beneath(from.as_fd(), name.bytes(), OFlags::PATH | OFlags::NOFOLLOW)?;
-        Root::node_of(file, &self.budget)
+        Root::node_of(file, share)
     }
 
     /// The directory at `path` from the root, names between slashes; the root if it is empty.
-    pub(super) fn directory(&self, path: &[u8]) -> Result<Arc<Node>, Errno> {
+    pub(super) fn directory(&self, path: &[u8]) -> Result<Node, Errno> {
         #[cfg(test)]
         if let Between(Some(between)) = &self.between {
             between();
@@ -244,9 +273,10 @@ impl Root {
         if path.is_empty() {
             return Ok(self.node.clone());
         }
+        let share = self.descriptors.take(Use::Passing)?;
         let file =
             self.open_beneath(self.node.as_fd(), path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY)?;
-        Ok(Arc::new(Root::node_of(file, &self.budget)?))
+        Root::node_of(file, share)
     }
 
     /// Opens what was reached. Only regular files and directories: others could block, act, or belong to somebody else.
@@ -259,7 +289,7 @@ impl Root {
             FileType::Symlink => return Err(Errno::LOOP),
             _ => return Err(Errno::NXIO),
         }
-        let share = self.budget.take()?;
+        let share = self.descriptors.take(Use::File)?;
         let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file =
             rustix::io::retry_on_intr(|| rustix::fs::openat(&self.own, own_name(node), flags, Mode::empty()));
@@ -274,7 +304,7 @@ impl Root {
         flags: OFlags,
         mode: Mode,
     ) -> Result<(Node, Counted), Errno> {
-        let share = self.budget.take()?;
+        let (share, passing) = (self.descriptors.take(Use::File)?, self.descriptors.take(Use::Passing)?);
         let flags =
             flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = self.beneath(directory.as_fd(), name.bytes(), flags, mode)?;
@@ -283,7 +313,7 @@ impl Root {
         let path =
             rustix::fs::openat(&self.own, own_name(&opened), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                 .map_err(errno)?;
-        Ok((Root::node_of(path, &self.budget)?, opened))
+        Ok((Root::node_of(path, passing)?, opened))
     }
 
     /// Gives what was reached a further name.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hvl_shared_abi::wire::p9::{
     self, Errno, Header, MAX_WALK, MIN_MSIZE, Malformed, NO_FID, Names, Parsed, Payload, Qid, Qids,
@@ -11,6 +11,7 @@ use hvl_shared_abi::wire::p9::{
 
 use super::Export;
 use super::fid::{Fid, State, Table, locked};
+use super::place::{Place, WayRoom};
 use super::resolve::{Name, Node, join, qid_of, split};
 
 /// Most bytes of extended attributes that the fids of one session hold. Each is at most 64 KiB.
@@ -38,6 +39,9 @@ pub struct Session {
     /// 0 before a version was agreed on.
     msize: AtomicU32,
     pub(super) attribute_bytes: Arc<Mutex<usize>>,
+    ways: WayRoom,
+    /// Held for writing from a renaming until the ways of all fids say so, and for reading by whoever follows one.
+    moving: RwLock<()>,
 }
 
 /// Where a reply goes.
@@ -76,7 +80,8 @@ impl Session {
     pub fn new(export: Arc<Export>) -> Session {
         let table = Mutex::new(Table::new(export.rules.fids));
         let attribute_bytes = Arc::new(Mutex::new(ATTRIBUTE_BYTES));
-        Session { export, table, msize: AtomicU32::new(0), attribute_bytes }
+        let ways = WayRoom::of_fids(export.rules.fids);
+        Session { export, table, msize: AtomicU32::new(0), attribute_bytes, ways, moving: RwLock::default() }
     }
 
     /// Most bytes of a message, as agreed; what a version message may have before anything is.
@@ -217,10 +222,43 @@ impl Session {
         self.table().get(fid)
     }
 
+    /// What a fid stands for.
+    pub(super) fn node(&self, fid: &Fid) -> Result<Node, Errno> {
+        if let Some(open) = fid.try_open() {
+            return Ok(Node::of_open(open, &fid.place()));
+        }
+        let (root, place) = (&self.export.root, fid.place());
+        match root.kept(&place) {
+            Some(node) => Ok(node),
+            None => {
+                let _still = self.still();
+                root.find(&place)
+            }
+        }
+    }
+
+    /// Where something is that was just reached.
+    pub(super) fn place_of(&self, node: &Node, way: &[u8]) -> Result<Arc<Place>, Errno> {
+        Place::of(node, way, &self.ways, self.export.root.descriptors())
+    }
+
+    /// As long as this is held, no way changes.
+    pub(super) fn still(&self) -> RwLockReadGuard<'_, ()> {
+        self.moving.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As long as this is held, nobody follows a way.
+    pub(super) fn moving(&self) -> RwLockWriteGuard<'_, ()> {
+        self.moving.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A fid that is a directory.
-    pub(super) fn directory(&self, fid: u32) -> Result<(Arc<Fid>, Arc<Node>), Errno> {
+    pub(super) fn directory(&self, fid: u32) -> Result<(Arc<Fid>, Node), Errno> {
         let fid = self.fid(fid)?;
-        let node = fid.node();
+        if fid.place().kind != rustix::fs::FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let node = self.node(&fid)?;
         if node.is_directory() { Ok((fid, node)) } else { Err(Errno::NOTDIR) }
     }
 
@@ -257,7 +295,8 @@ impl Session {
         let generation = self.table().generation();
         let root = self.export.root.node();
         let qid = self.qid(root)?;
-        self.table().add(generation, fid, Fid::new(root.clone(), Vec::new(), State::Reached, user))?;
+        let place = self.place_of(root, b"")?;
+        self.table().add(generation, fid, Fid::new(place, State::Reached, user))?;
         out.send(Reply::Attach { qid })
     }
 
@@ -273,11 +312,13 @@ impl Session {
             start.is_reached()?;
         }
         let root = &self.export.root;
-        let (mut node, mut path) = (start.node(), start.path());
+        // Without names it is not looked at: a second fid for a file that is gone is one.
+        let node = if names.len() == 0 { root.node().clone() } else { self.node(&start)? };
+        let (mut node, mut path) = (node, start.path().to_vec());
         let (mut qids, mut passed) = ([Qid::default(); MAX_WALK], 0);
         let mut failure = None;
         for (name, qid) in names.iter().zip(&mut qids) {
-            let step = || -> Result<(Arc<Node>, Vec<u8>, Qid), Errno> {
+            let step = || -> Result<(Node, Vec<u8>, Qid), Errno> {
                 let (next, path) = if matches!(name, b"." | b"..") && !node.is_directory() {
                     return Err(Errno::NOTDIR);
                 } else if name == b"." {
@@ -288,7 +329,7 @@ impl Session {
                     (root.directory(parent)?, parent.to_vec())
                 } else {
                     let name = Name::check(name)?;
-                    (Arc::new(root.step(&node, name)?), join(&path, name)?)
+                    (root.step(&node, name)?, join(&path, name)?)
                 };
                 let qid = self.qid(&next)?;
                 Ok((next, path, qid))
@@ -309,7 +350,8 @@ impl Session {
             Some(errno) if passed == 0 => return Err(errno),
             Some(_) => {}
             None => {
-                let reached = Fid::new(node, path, State::Reached, start.user);
+                let place = if passed == 0 { start.place() } else { self.place_of(&node, &path)? };
+                let reached = Fid::new(place, State::Reached, start.user);
                 let mut table = self.table();
                 match from == to {
                     true => table.replace(from, &start, reached)?,

@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use hvl_shared_abi::wire::p9::{
     AT_REMOVEDIR, Attr, Errno, MAX_PATH, NO_UID, Qid, Reply, SetAttr, Statfs, Time, getattr, mode, setattr,
@@ -29,7 +28,7 @@ fn owner(id: u32) -> Option<u32> {
 
 impl Session {
     pub(super) fn getattr(&self, fid: u32, mask: u64, out: Out<'_>) -> Result<usize, Errno> {
-        let status = self.fid(fid)?.node().status()?;
+        let status = self.node(&*self.fid(fid)?)?.status()?;
         let has_birth = status.stx_mask & StatxFlags::BTIME.bits() != 0;
         let time = |time: rustix::fs::StatxTimestamp| Time {
             // Two's complement: times before 1970 are what a client's kernel takes them for.
@@ -63,7 +62,7 @@ impl Session {
     pub(super) fn setattr(&self, fid: u32, attr: SetAttr, out: Out<'_>) -> Result<usize, Errno> {
         self.may_change()?;
         let fid = self.fid(fid)?;
-        let node = fid.node();
+        let node = self.node(&fid)?;
         let wants = |bit| attr.valid & bit != 0;
         // What can be refused without touching anything comes first.
         let time = |time: Time, now_bit, set_bit| match (wants(now_bit), wants(set_bit)) {
@@ -93,11 +92,11 @@ impl Session {
             self.truncate(&fid, &node, attr.size)?;
         }
         if wants(setattr::ACCESSED | setattr::MODIFIED) {
-            rustix::fs::utimensat(&*node, c"", &times, AtFlags::EMPTY_PATH).map_err(errno)?;
+            rustix::fs::utimensat(&node, c"", &times, AtFlags::EMPTY_PATH).map_err(errno)?;
         }
         if attr.valid == setattr::CHANGED {
             // Nothing changes but the time of the last change.
-            rustix::fs::chownat(&*node, c"", None, None, AtFlags::EMPTY_PATH).map_err(errno)?;
+            rustix::fs::chownat(&node, c"", None, None, AtFlags::EMPTY_PATH).map_err(errno)?;
         }
         out.send(Reply::Setattr {})
     }
@@ -172,9 +171,9 @@ impl Session {
     }
 
     pub(super) fn statfs(&self, fid: u32, out: Out<'_>) -> Result<usize, Errno> {
-        let node = self.fid(fid)?.node();
-        let status = rustix::fs::fstatfs(&*node).map_err(errno)?;
-        let more = rustix::fs::fstatvfs(&*node).map_err(errno)?;
+        let node = self.node(&*self.fid(fid)?)?;
+        let status = rustix::fs::fstatfs(&node).map_err(errno)?;
+        let more = rustix::fs::fstatvfs(&node).map_err(errno)?;
         out.send(Reply::Statfs {
             statfs: Statfs {
                 kind: status.f_type as u32,
@@ -191,11 +190,11 @@ impl Session {
     }
 
     pub(super) fn readlink(&self, fid: u32, out: Out<'_>) -> Result<usize, Errno> {
-        let node = self.fid(fid)?.node();
+        let node = self.node(&*self.fid(fid)?)?;
         if node.kind() != FileType::Symlink {
             return Err(Errno::INVAL);
         }
-        let target: CString = rustix::fs::readlinkat(&*node, c"", Vec::new()).map_err(errno)?;
+        let target: CString = rustix::fs::readlinkat(&node, c"", Vec::new()).map_err(errno)?;
         out.send(Reply::Readlink { target: target.as_bytes() })
     }
 
@@ -210,7 +209,7 @@ impl Session {
         self.may_change()?;
         let (fid, directory) = self.directory(fid)?;
         let (name, mode) = (Name::check(name)?, permissions(mode));
-        rustix::fs::mkdirat(&*directory, name.bytes(), mode).map_err(errno)?;
+        rustix::fs::mkdirat(&directory, name.bytes(), mode).map_err(errno)?;
         let qid = self.finish(&directory, name, fid.user, gid, Some(mode))?;
         out.send(Reply::Mkdir { qid })
     }
@@ -233,7 +232,7 @@ impl Session {
             target if target.contains(&0) => return Err(Errno::INVAL),
             _ => {}
         }
-        rustix::fs::symlinkat(target, &*directory, name.bytes()).map_err(errno)?;
+        rustix::fs::symlinkat(target, &directory, name.bytes()).map_err(errno)?;
         let qid = self.finish(&directory, name, fid.user, gid, None)?;
         out.send(Reply::Symlink { qid })
     }
@@ -263,7 +262,7 @@ impl Session {
     pub(super) fn link(&self, directory: u32, fid: u32, name: &[u8], out: Out<'_>) -> Result<usize, Errno> {
         self.may_change()?;
         let (_, directory) = self.directory(directory)?;
-        let (node, name) = (self.fid(fid)?.node(), Name::check(name)?);
+        let (node, name) = (self.node(&*self.fid(fid)?)?, Name::check(name)?);
         if !matches!(node.kind(), FileType::RegularFile | FileType::Symlink) {
             return Err(Errno::PERM);
         }
@@ -286,37 +285,40 @@ impl Session {
             AT_REMOVEDIR => AtFlags::REMOVEDIR,
             _ => return Err(Errno::INVAL),
         };
-        rustix::fs::unlinkat(&*directory, name.bytes(), flags).map_err(errno)?;
+        rustix::fs::unlinkat(&directory, name.bytes(), flags).map_err(errno)?;
         out.send(Reply::Unlinkat {})
     }
 
     /// The directory that a fid's file is in, and its name there, if that still is so.
-    fn place<'p>(&self, node: &Node, path: &'p [u8]) -> Result<(Arc<Node>, Name<'p>), Errno> {
+    fn place<'p>(&self, identity_was: (u64, u64), path: &'p [u8]) -> Result<(Node, Name<'p>), Errno> {
         let (parent, name) = split(path).ok_or(Errno::BUSY)?;
         let parent = self.export.root.directory(parent)?;
         let there = status(parent.as_fd(), name.bytes())?;
-        if identity(&there) == node.identity() { Ok((parent, name)) } else { Err(Errno::STALE) }
+        if identity(&there) == identity_was { Ok((parent, name)) } else { Err(Errno::STALE) }
     }
 
     pub(super) fn remove(&self, number: u32, out: Out<'_>) -> Result<usize, Errno> {
         // The fid is gone whatever happens.
         let fid = self.table().remove(number)?;
         self.may_change()?;
-        let (node, path) = (fid.node(), fid.path());
-        let (parent, name) = self.place(&node, &path)?;
-        let flags = if node.is_directory() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        rustix::fs::unlinkat(&*parent, name.bytes(), flags).map_err(errno)?;
+        let (place, _still) = (fid.place(), self.still());
+        let path = place.way();
+        let (parent, name) = self.place(place.identity, &path)?;
+        let flags = if place.kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(&parent, name.bytes(), flags).map_err(errno)?;
         out.send(Reply::Remove {})
     }
 
     pub(super) fn rename(&self, fid: u32, directory: u32, name: &[u8], out: Out<'_>) -> Result<usize, Errno> {
         self.may_change()?;
         let fid = self.fid(fid)?;
-        let (node, path) = (fid.node(), fid.path());
+        let place = fid.place();
         let (to_fid, to) = self.directory(directory)?;
-        let (from, old_name) = self.place(&node, &path)?;
         let new_name = Name::check(name)?;
-        rustix::fs::renameat(&*from, old_name.bytes(), &*to, new_name.bytes()).map_err(errno)?;
+        let _moving = self.moving();
+        let path = place.way();
+        let (from, old_name) = self.place(place.identity, &path)?;
+        rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
         self.was_moved(&path, &to_fid.path(), new_name);
         out.send(Reply::Rename {})
     }
@@ -333,7 +335,8 @@ impl Session {
         let (from_fid, from) = self.directory(old_directory)?;
         let (to_fid, to) = self.directory(new_directory)?;
         let (old_name, new_name) = (Name::check(old_name)?, Name::check(new_name)?);
-        rustix::fs::renameat(&*from, old_name.bytes(), &*to, new_name.bytes()).map_err(errno)?;
+        let _moving = self.moving();
+        rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
         if let Ok(old) = join(&from_fid.path(), old_name) {
             self.was_moved(&old, &to_fid.path(), new_name);
         }
@@ -347,18 +350,13 @@ impl Session {
     }
 
     /// Puts what was created behind the fid of its directory, unless the fid has changed meanwhile.
-    pub(super) fn becomes(
-        &self,
-        fid: &Fid,
-        node: Arc<Node>,
-        path: Vec<u8>,
-        state: State,
-    ) -> Result<(), Errno> {
+    pub(super) fn becomes(&self, fid: &Fid, node: &Node, path: &[u8], state: State) -> Result<(), Errno> {
+        let place = self.place_of(node, path)?;
         let mut before = locked(&fid.state);
         if !matches!(&*before, State::Reached) {
             return Err(Errno::BADF);
         }
-        fid.become_file(node, path);
+        fid.become_file(place);
         *before = state;
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Session {
             table.may_add(to)?;
             (table.generation(), table.get(from)?)
         };
-        let node = fid.node();
+        let node = self.node(&fid)?;
         // Room for the largest first: a value that grows between being measured and being read is no special case.
         let mut held = Held::reserve(&self.attribute_bytes, LARGEST)?;
         let length = if name.is_empty() {
@@ -63,7 +63,7 @@ impl Session {
             rustix::fs::getxattr(bearer(&node)?, check(name)?, &mut held.bytes[..]).map_err(errno)?
         };
         held.shrink(length);
-        let what = Fid::new(node, fid.path(), State::Attribute(held), fid.user);
+        let what = Fid::new(fid.place(), State::Attribute(held), fid.user);
         self.table().add(generation, to, what)?;
         out.send(Reply::Xattrwalk { size: length as u64 })
     }
@@ -78,7 +78,7 @@ impl Session {
     ) -> Result<usize, Errno> {
         self.may_change()?;
         let fid = self.fid(fid)?;
-        bearer(&fid.node())?;
+        bearer(&self.node(&fid)?)?;
         let name = check(name)?.to_vec();
         let size = usize::try_from(size).ok().filter(|size| *size <= LARGEST).ok_or(Errno::TOOBIG)?;
         let flags = match flags {
@@ -142,7 +142,7 @@ impl Session {
         if new.written != new.value.bytes.len() {
             return Err(Errno::INVAL);
         }
-        let path = bearer(&fid.node())?;
+        let path = bearer(&self.node(fid)?)?;
         // So Linux removes one. An empty value with other flags is a value.
         if new.value.bytes.is_empty() && new.flags.contains(XattrFlags::REPLACE) {
             return rustix::fs::removexattr(path, &new.name[..]).map_err(errno);

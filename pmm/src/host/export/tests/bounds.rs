@@ -125,16 +125,92 @@ fn descriptors_run_out_and_come_back() {
     let mut fid = 0;
     let refused = loop {
         fid += 1;
-        match greedy.walk(fid, "f") {
-            Ok(_) => {}
-            Err(errno) => break errno,
+        greedy.reach(fid, "f");
+        if let Reply::Error { errno } = greedy.ask(Request::Lopen { fid, flags: 0 }).get() {
+            break errno;
         }
     };
-    assert_eq!((refused, fid), (Errno::MFILE, 20), "the root has one, each fid here another");
-    assert_eq!(greedy.ask(Request::Lopen { fid: 1, flags: 0 }).errno(), Errno::MFILE);
+    assert_eq!((refused, fid), (Errno::MFILE, 16), "a quarter is for what is not open");
     assert_eq!(modest.content("f"), Err(Errno::MFILE));
+    modest.reach(1, "f");
+    assert_eq!(modest.attr(1).size, 1, "names are looked at all the same");
+    modest.ask(Request::Mkdir { directory: ROOT, name: b"d", mode: 0o700, gid: NO_UID }).ok();
     greedy.session.end();
     assert_eq!(modest.content("f"), Ok(b"x".to_vec()));
+}
+
+/// An export with fewer descriptors than the thousand files in it, and a client with a fid of each: `10` is fid 10.
+fn few_descriptors(folder: &Folder) -> Client {
+    for n in 0..1000 {
+        folder.write(&format!("tree/d/{n}"), vec![b'x'; n]);
+    }
+    let mut client = Client::with(folder, Rules { descriptors: 20, ..Rules::default() });
+    client.reach(2000, "d");
+    for n in 1..1000 {
+        client.reach(n, &format!("d/{n}"));
+    }
+    client
+}
+
+#[test]
+fn a_fid_that_is_not_open_needs_no_descriptor() {
+    let folder = Folder::new();
+    let mut client = few_descriptors(&folder);
+    for n in (1..1000).rev() {
+        assert_eq!(client.attr(n).size, u64::from(n));
+    }
+    // They follow what their client renames, and only that.
+    let rename =
+        Request::Renameat { old_directory: ROOT, old_name: b"d", new_directory: ROOT, new_name: b"e" };
+    client.ask(rename).ok();
+    for n in 1..1000 {
+        assert_eq!(client.attr(n).size, u64::from(n));
+    }
+    client.ask(Request::Rename { fid: 7, directory: ROOT, name: b"seven" }).ok();
+    client.ask(Request::Remove { fid: 8 }).ok();
+    assert!(folder.has("tree/seven") && !folder.has("tree/e/8"));
+    assert_eq!(client.walk_from(2000, 3000, "../e/9"), Ok(3));
+    client.ask(Request::Lopen { fid: 9, flags: open::READ_ONLY }).ok();
+    std::fs::remove_file(folder.tree().join("e/9")).unwrap();
+    (1..1000).filter(|n| ![7, 8, 9].contains(n)).for_each(|n| assert_eq!(client.attr(n).size, u64::from(n)));
+    assert_eq!((client.attr(7).size, client.read(9, 0, 99).payload().len()), (7, 9), "open stays open");
+    assert_eq!(client.attr(9).size, 9);
+}
+
+#[test]
+fn a_fid_without_a_descriptor_is_stale_where_something_else_is_found() {
+    let folder = Folder::new();
+    folder.write("outside/10", "nobody's business");
+    let mut client = few_descriptors(&folder);
+    // These lost theirs long ago.
+    let tree = folder.tree();
+    std::fs::remove_file(tree.join("d/1")).unwrap();
+    std::fs::rename(tree.join("d/2"), tree.join("d/3")).unwrap();
+    std::fs::remove_file(tree.join("d/4")).unwrap();
+    std::os::unix::fs::symlink("../../outside/10", tree.join("d/4")).unwrap();
+    for fid in 1..5 {
+        assert_eq!(client.ask(Request::Getattr { fid, mask: 0 }).errno(), Errno::STALE, "{fid}");
+        assert_eq!(client.ask(Request::Lopen { fid, flags: 0 }).errno(), Errno::STALE, "{fid}");
+        assert_eq!(client.walk_from(fid, 3000, ""), Ok(0), "a second one is as good");
+        client.clunk(3000).ok();
+        client.clunk(fid).ok();
+    }
+    std::fs::rename(tree.join("d"), folder.0.join("gone")).unwrap();
+    std::os::unix::fs::symlink("../outside", tree.join("d")).unwrap();
+    assert_eq!(client.ask(Request::Lopen { fid: 10, flags: 0 }).errno(), Errno::STALE);
+    assert_eq!(folder.read("outside/10"), "nobody's business");
+}
+
+#[test]
+fn ways_do_not_eat_the_memory() {
+    let folder = Folder::new();
+    let long = ["n"; 15].map(|name| name.repeat(200)).join("/");
+    std::fs::create_dir_all(folder.tree().join(&long)).unwrap();
+    let mut client = Client::with(&folder, Rules { fids: 1000, ..Rules::default() });
+    let refused = (1..1000).find_map(|fid| client.walk(fid, &long).err().map(|errno| (fid, errno)));
+    assert_eq!(refused, Some((170, Errno::NOMEM)), "512 bytes for each fid that there may be");
+    client.clunk(1).ok();
+    client.reach(170, &long);
 }
 
 #[test]
