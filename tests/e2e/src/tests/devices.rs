@@ -160,6 +160,19 @@ impl World<'_> {
         let right = format!("got {}\n", summed(&bytes));
         ensure!(said.ends_with(&right), "{said}");
         ensure!(std::fs::read(self.rig.shared().join("copy"))? == bytes, "the copy of the page is another");
+        // What fails leaves the file that it was to replace, and a file is no less for being copied onto itself.
+        let missing = self.rig.command(&format!("get http://{NEIGHBOUR}/nothing copy"));
+        ensure!(
+            missing.is_err_and(|error| format!("{error:#}").contains(" 404 ")),
+            "a page that is not there"
+        );
+        ensure!(self.rig.command(&format!("get http://{ADDRESS}/page copy")).is_err(), "a page of its own");
+        self.rig.command("cp copy copy")?;
+        ensure!(
+            std::fs::read(self.rig.shared().join("copy"))? == bytes,
+            "the copy did not outlive what failed"
+        );
+        ensure!(!self.rig.shared().join("copy.part").exists(), "a part was left behind");
         println!(
             "{len} bytes from the neighbour's disk through two links over TCP to this guest's: {:.1} s",
             start.elapsed().as_secs_f32()

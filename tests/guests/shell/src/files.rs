@@ -54,7 +54,7 @@ pub enum FileJob {
     /// Reading.
     Sum { file: Option<File>, offset: u64, sum: Sum },
     /// Reading and writing.
-    Copy { from: Option<File>, to: Option<File>, offset: u64 },
+    Copy { from: Option<File>, to: Option<Replacement>, offset: u64 },
 }
 
 /// How far a step came.
@@ -108,7 +108,7 @@ pub fn begin<'s, B: Machine, const N: usize>(
         }
         Task::Copy { from, to } => {
             let from = files.open_file(from.as_bytes(), open::READ_ONLY)?;
-            match files.create(to.as_bytes(), open::WRITE_ONLY | open::TRUNCATE, FILE_MODE) {
+            match Replacement::create(files, to) {
                 Ok(to) => FileJob::Copy { from: Some(from), to: Some(to), offset: 0 },
                 Err(error) => {
                     files.close(from)?;
@@ -255,12 +255,12 @@ pub fn step<'s, B: Machine, const N: usize>(
             let read = again(|| files.read(source, *offset, work))?;
             if read == 0 {
                 let first = close(files, from.take());
-                close(files, to.take())?;
+                to.take().map_or(Ok(()), |to| to.commit(files))?;
                 first?;
                 out.print(format_args!("copied {offset} bytes\n"));
                 return Ok(FileStep::Done);
             }
-            write_all(files, target, *offset, work.get(..read).unwrap_or(&[]))?;
+            write_all(files, &mut target.file, *offset, work.get(..read).unwrap_or(&[]))?;
             *offset = offset.saturating_add(read as u64);
             Ok(FileStep::On)
         }
@@ -269,13 +269,17 @@ pub fn step<'s, B: Machine, const N: usize>(
 
 /// Closes what a job has open, after an error or Ctrl-C.
 pub fn end<B: Machine>(job: FileJob, files: &mut Files<'_, B>) {
-    let (one, other) = match job {
-        FileJob::List { dir, .. } => (dir.map(Dir::into_file), None),
-        FileJob::Cat { file, .. } | FileJob::Fill { file, .. } | FileJob::Sum { file, .. } => (file, None),
-        FileJob::Copy { from, to, .. } => (from, to),
+    let file = match job {
+        FileJob::List { dir, .. } => dir.map(Dir::into_file),
+        FileJob::Cat { file, .. } | FileJob::Fill { file, .. } | FileJob::Sum { file, .. } => file,
+        FileJob::Copy { from, to, .. } => {
+            if let Some(to) = to {
+                to.abandon(files);
+            }
+            from
+        }
     };
-    let _ = close(files, one);
-    let _ = close(files, other);
+    let _ = close(files, file);
 }
 
 fn close<B: Machine>(files: &mut Files<'_, B>, file: Option<File>) -> Result<(), FileError> {
@@ -307,6 +311,58 @@ pub fn write_all<B: Machine>(
         }
     }
     Ok(())
+}
+
+/// A file that is to take the place of another, or of none, once all of it is there. Until then it has a name of its
+/// own beside it, so that what fails half-way leaves the old file as it was, and a file can be copied onto itself.
+pub struct Replacement {
+    /// Where the bytes go.
+    pub file: File,
+    part: Text<PATH>,
+    name: Text<PATH>,
+}
+
+/// What is added to the name meanwhile.
+const PART: &[u8] = b".part";
+
+impl Replacement {
+    /// Begins a file that will be called `name`.
+    pub fn create<B: Machine>(files: &mut Files<'_, B>, name: &str) -> Result<Replacement, FileError> {
+        let mut texts = [Text::NEW, Text::NEW];
+        let [part, whole] = &mut texts;
+        if !(whole.push(name.as_bytes()) && part.push(name.as_bytes()) && part.push(PART)) {
+            return Err(FileError::TooLong);
+        }
+        let file = files.create(part.as_bytes(), open::WRITE_ONLY | open::TRUNCATE, FILE_MODE)?;
+        let [part, name] = texts;
+        Ok(Replacement { file, part, name })
+    }
+
+    /// It is whole: gives it its name.
+    pub fn commit<B: Machine>(self, files: &mut Files<'_, B>) -> Result<(), FileError> {
+        let Replacement { file, part, name } = self;
+        let done = files.close(file).and_then(|()| {
+            match files.rename(part.as_bytes(), name.as_bytes()) {
+                // A PMM that died meanwhile may have renamed it, and then there is no part any more.
+                Err(FileError::Indeterminate) => match files.rename(part.as_bytes(), name.as_bytes()) {
+                    Err(FileError::Refused(Errno::NOENT)) => Ok(()),
+                    other => other,
+                },
+                other => other,
+            }
+        });
+        if done.is_err() {
+            let _ = files.unlink(part.as_bytes());
+        }
+        done
+    }
+
+    /// It will not become whole: nothing of it is left.
+    pub fn abandon<B: Machine>(self, files: &mut Files<'_, B>) {
+        let Replacement { file, part, .. } = self;
+        let _ = files.close(file);
+        let _ = files.unlink(part.as_bytes());
+    }
 }
 
 /// A mode as `ls` shows it.

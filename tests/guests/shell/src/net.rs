@@ -3,13 +3,12 @@
 use core::fmt;
 
 use hvl_frontend::Instant;
-use hvl_frontend::device::p9::{File, FileError, Files};
-use hvl_shared_abi::wire::p9::open;
+use hvl_frontend::device::p9::{FileError, Files};
 use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
 
 use crate::Machine;
 use crate::bench::{LIMIT, Trips};
-use crate::files;
+use crate::files::{self, Replacement};
 use crate::network::{ECHO, Network};
 use crate::pattern::{self, Sum};
 use crate::text::Text;
@@ -54,6 +53,8 @@ pub enum Task<'l> {
 pub enum NetError {
     /// The board has no address, or none from which that one can be reached.
     NoWay(Ipv4Address),
+    /// It is the board's own address, at which nobody else answers.
+    Own(Ipv4Address),
     /// The connection is none.
     Broken,
 }
@@ -62,6 +63,7 @@ impl fmt::Display for NetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NetError::NoWay(to) => write!(f, "there is no way to {to}; 'ip' tells the board's address"),
+            NetError::Own(to) => write!(f, "{to} is this board's own address: try it from another machine"),
             NetError::Broken => f.write_str("the connection was refused, or broke"),
         }
     }
@@ -83,15 +85,7 @@ pub enum NetJob {
         trips: Option<(Trips, Instant)>,
     },
     /// Sending a request, then taking what comes.
-    Get {
-        request: Text<HEAD>,
-        in_body: bool,
-        head: Text<HEAD>,
-        file: Option<File>,
-        got: u64,
-        sum: Sum,
-        until: Instant,
-    },
+    Get { request: Text<HEAD>, head: Head, file: Option<Replacement>, got: u64, sum: Sum, until: Instant },
 }
 
 /// How a task has begun.
@@ -138,21 +132,22 @@ pub fn begin<'s, B: Machine, const N: usize>(
             let Network { server, sockets, .. } = network;
             server.stop(sockets, files);
         }
-        Task::Ping { to, count } => return Ok(Begun::Job(ping(network, to, count, now, None))),
+        Task::Ping { to, count } => return Ok(ping(network, to, count, now, None, out)),
         Task::Trips { to } => {
             let Some(to) = to.or(network.gateway()) else {
                 out.print(format_args!("error: there is no gateway; 'ip' tells the board's address\n"));
                 return Ok(Begun::Done(false));
             };
             let trips = Some((Trips::default(), now.plus(LIMIT)));
-            return Ok(Begun::Job(ping(network, to, ECHOES, now, trips)));
+            return Ok(ping(network, to, ECHOES, now, trips, out));
         }
         Task::Get { host, port, path, into } => {
-            let flags = open::WRITE_ONLY | open::TRUNCATE;
-            let file = into.map(|into| files.create(into.as_bytes(), flags, 0o644)).transpose()?;
+            let file = into.map(|into| Replacement::create(files, into)).transpose()?;
             if let Err(error) = network.connect(host, port) {
                 out.print(format_args!("error: {error}\n"));
-                let _ = file.map(|file| files.close(file));
+                if let Some(file) = file {
+                    file.abandon(files);
+                }
                 return Ok(Begun::Done(false));
             }
             let mut request = Text::NEW;
@@ -161,8 +156,7 @@ pub fn begin<'s, B: Machine, const N: usize>(
             ));
             return Ok(Begun::Job(NetJob::Get {
                 request,
-                in_body: false,
-                head: Text::NEW,
+                head: Head::NEW,
                 file,
                 got: 0,
                 sum: pattern::sum(),
@@ -173,16 +167,76 @@ pub fn begin<'s, B: Machine, const N: usize>(
     Ok(Begun::Done(true))
 }
 
-fn ping<B: Machine>(
+fn ping<B: Machine, const N: usize>(
     network: &mut Network<'_, B>,
     to: Ipv4Address,
     count: u16,
     now: Instant,
     trips: Option<(Trips, Instant)>,
-) -> NetJob {
-    // Answers to somebody who has given up.
-    while network.take_echo().is_some() {}
-    NetJob::Ping { to, count, sent: 0, came: 0, next: now, until: now.plus(PATIENCE), sent_at: now, trips }
+    out: &mut Text<N>,
+) -> Begun {
+    if let Err(error) = network.way(to) {
+        out.print(format_args!("error: {error}\n"));
+        return Begun::Done(false);
+    }
+    network.forget_echoes(now);
+    Begun::Job(NetJob::Ping {
+        to,
+        count,
+        sent: 0,
+        came: 0,
+        next: now,
+        until: now.plus(PATIENCE),
+        sent_at: now,
+        trips,
+    })
+}
+
+/// The head of an answer, as it comes in: what is kept of it, and where it ends, however long it is.
+pub struct Head {
+    kept: Text<HEAD>,
+    /// The last four bytes.
+    last: u32,
+}
+
+impl Head {
+    const NEW: Head = Head { kept: Text::NEW, last: 0 };
+    /// What ends a head.
+    const END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+
+    /// Takes the head's part of some bytes, and returns the body's.
+    fn take<'b>(&mut self, mut bytes: &'b [u8]) -> &'b [u8] {
+        while !self.is_whole() {
+            let Some((byte, rest)) = bytes.split_first() else { break };
+            bytes = rest;
+            self.kept.push(&[*byte]);
+            self.last = self.last << 8 | u32::from(*byte);
+        }
+        bytes
+    }
+    fn is_whole(&self) -> bool {
+        self.last == Head::END
+    }
+    fn lines(&self) -> impl Iterator<Item = &str> {
+        self.kept.as_bytes().split(|&byte| byte == b'\n').map(|line| {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            core::str::from_utf8(line.get(..80).unwrap_or(line)).unwrap_or("?")
+        })
+    }
+    fn status(&self) -> &str {
+        self.lines().next().unwrap_or("")
+    }
+    /// Whether it announces what was asked for.
+    fn is_good(&self) -> bool {
+        self.is_whole() && self.status().split(' ').nth(1) == Some("200")
+    }
+    /// How long the body will be, where the other side said it.
+    fn length(&self) -> Option<u64> {
+        self.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            if name.eq_ignore_ascii_case("content-length") { value.trim().parse().ok() } else { None }
+        })
+    }
 }
 
 /// Goes on with a job. `out` is empty, and gets less than it holds.
@@ -197,6 +251,10 @@ pub fn step<'s, B: Machine, const N: usize>(
     match job {
         NetJob::Ping { to, count, sent, came, next, until, sent_at, trips } => {
             if let Some((from, number)) = network.take_echo() {
+                // An answer to somebody who has given up, which was on its way.
+                if from != *to || number >= *sent {
+                    return Ok(NetStep::On);
+                }
                 *came = came.saturating_add(1);
                 let micros = now.since(*sent_at);
                 let is_last = number.wrapping_add(1) == *sent;
@@ -219,6 +277,13 @@ pub fn step<'s, B: Machine, const N: usize>(
                 if let Some((trips, _)) = trips {
                     out.print(format_args!("{} bytes: {trips}\n", ECHO.len()));
                 }
+                match (*came, sent.saturating_sub(*came)) {
+                (_, 0) => {}
+                (0, _) => out.print(format_args!(
+                    "error: nobody answered; where the network is passt's, 'pmm status' says whether pings are allowed there\n"
+                )),
+                (_, missing) => out.print(format_args!("error: {missing} were not answered\n")),
+            }
                 return Ok(NetStep::Done(came >= sent));
             }
             // The next goes as soon as the last has come back, and at the latest after its time.
@@ -229,13 +294,15 @@ pub fn step<'s, B: Machine, const N: usize>(
                     return Ok(NetStep::On);
                 }
                 if now >= *until {
-                    return Ok(NetStep::Done(false));
+                    // None has left for a while; what there is to be told is told.
+                    *count = *sent;
+                    return Ok(NetStep::On);
                 }
-                return Ok(NetStep::Wait(now.plus(PERIOD)));
+                return Ok(NetStep::Wait(now.plus(PERIOD).min(*until)));
             }
             Ok(NetStep::Wait(if sent < count { *next } else { *until }))
         }
-        NetJob::Get { request, in_body, head, file, got, sum, until } => {
+        NetJob::Get { request, head, file, got, sum, until } => {
             let stream = network.stream();
             if !request.is_empty() && stream.may_send() {
                 let sent = stream.send_slice(request.as_bytes()).unwrap_or(0);
@@ -246,46 +313,35 @@ pub fn step<'s, B: Machine, const N: usize>(
             }
             let count = match network.receive(work) {
                 Ok(count) => count,
-                Err(error) => {
-                    out.print(format_args!("error: {error}\n"));
-                    return Ok(NetStep::Done(false));
-                }
+                Err(error) => return Ok(failed(error, network, file, files, out)),
             };
-            let stream = network.stream();
             let Some(count) = count else {
                 if now >= *until {
-                    stream.abort();
-                    out.print(format_args!("error: nothing came for {} s\n", SILENCE / 1_000_000));
-                    return Ok(NetStep::Done(false));
+                    let why = format_args!("nothing came for {} s", SILENCE / 1_000_000);
+                    return Ok(failed(why, network, file, files, out));
                 }
                 return Ok(NetStep::Wait(*until));
             };
             *until = now.plus(SILENCE);
             if count == 0 {
-                stream.close();
-                let _ = file.take().map(|file| files.close(file));
-                let status = head.as_bytes().split(|&byte| byte == b'\r').next().unwrap_or(&[]);
-                let well = status.windows(5).any(|word| word == b" 200 ");
-                let status = status.get(..80).unwrap_or(status);
-                let status = core::str::from_utf8(status).unwrap_or("?");
+                network.stream().close();
                 let sum = core::mem::replace(sum, pattern::sum()).finalize();
+                let status = head.status();
                 out.print(format_args!("{status}\ngot {got} bytes, CRC-32 {sum:08x}\n"));
-                return Ok(NetStep::Done(well && *in_body));
-            }
-            let mut bytes = work.get(..count).unwrap_or(&[]);
-            while !*in_body {
-                let Some((byte, rest)) = bytes.split_first() else { return Ok(NetStep::On) };
-                bytes = rest;
-                // A head that is too long is cut; its end is what matters.
-                if head.len() == HEAD {
-                    head.consume(1);
+                if !head.is_good() {
+                    return Ok(failed("the answer is not what was asked for", network, file, files, out));
                 }
-                head.push(&[*byte]);
-                *in_body = head.as_bytes().ends_with(b"\r\n\r\n");
+                if let Some(length) = head.length().filter(|length| length != got) {
+                    let why = format_args!("the connection ended after {got} of {length} bytes");
+                    return Ok(failed(why, network, file, files, out));
+                }
+                file.take().map_or(Ok(()), |file| file.commit(files))?;
+                return Ok(NetStep::Done(true));
             }
+            let bytes = head.take(work.get(..count).unwrap_or(&[]));
             sum.update(bytes);
-            if let Some(file) = file {
-                files::write_all(files, file, *got, bytes)?;
+            if let Some(file) = file.as_mut().filter(|_| head.is_good()) {
+                files::write_all(files, &mut file.file, *got, bytes)?;
             }
             *got = got.saturating_add(bytes.len() as u64);
             Ok(NetStep::On)
@@ -293,10 +349,28 @@ pub fn step<'s, B: Machine, const N: usize>(
     }
 }
 
+/// Says why a transfer failed; what was in the file before is still there.
+fn failed<'s, B: Machine, const N: usize>(
+    why: impl fmt::Display,
+    network: &mut Network<'s, B>,
+    file: &mut Option<Replacement>,
+    files: &mut Files<'s, B>,
+    out: &mut Text<N>,
+) -> NetStep {
+    network.stream().abort();
+    if let Some(file) = file.take() {
+        file.abandon(files);
+    }
+    out.print(format_args!("error: {why}\n"));
+    NetStep::Done(false)
+}
+
 /// Ends what is under way, after an error or Ctrl-C.
 pub fn end<'s, B: Machine>(job: NetJob, network: &mut Network<'s, B>, files: &mut Files<'s, B>) {
     if let NetJob::Get { file, .. } = job {
         network.stream().abort();
-        let _ = file.map(|file| files.close(file));
+        if let Some(file) = file {
+            file.abandon(files);
+        }
     }
 }

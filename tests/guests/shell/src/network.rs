@@ -26,6 +26,8 @@ const FRAME: usize = 1518;
 const BUFFER: usize = 16 << 10;
 /// Bytes of the echo requests and replies that wait.
 const ECHOES: usize = 1024;
+/// As many of either at the most.
+const WAITING: usize = 4;
 /// Payload of an echo request.
 pub(crate) const ECHO: &[u8] = b"across a link without a hypervisor";
 /// Which echoes are ours.
@@ -36,7 +38,7 @@ const ROUNDS: usize = 32;
 /// Memory of a network, the caller's: static, since smoltcp's sockets lie in the slice that they borrow from.
 pub struct Storage {
     sockets: [SocketStorage<'static>; SOCKETS],
-    echo_marks: [[icmp::PacketMetadata; 4]; 2],
+    echo_marks: [[icmp::PacketMetadata; WAITING]; 2],
 }
 
 /// Memory for what is on its way. Apart, because it is all zeros: a board keeps it out of its image.
@@ -51,7 +53,7 @@ impl Storage {
     /// Memory that no network uses yet.
     pub const NEW: Self = Storage {
         sockets: [SocketStorage::EMPTY; SOCKETS],
-        echo_marks: [[icmp::PacketMetadata::EMPTY; 4]; 2],
+        echo_marks: [[icmp::PacketMetadata::EMPTY; WAITING]; 2],
     };
 }
 
@@ -256,6 +258,42 @@ impl<'s, B: Machine> Network<'s, B> {
 
     // --- echoes -----------------------------------------------------------------------------------------------------
 
+    /// Whether somebody at this address may be reached at all.
+    pub fn way(&self, to: Ipv4Address) -> Result<(), NetError> {
+        match self.address {
+            Some(own) if own.address() == to => Err(NetError::Own(to)),
+            Some(own) if own.contains_addr(&to) || self.gateway.is_some() => Ok(()),
+            _ => Err(NetError::NoWay(to)),
+        }
+    }
+
+    /// Forgets all echoes of an earlier command: answers, and requests that never left. The socket keeps a request until
+    /// it knows the address's owner, for ever if there is none, and with it all that are behind it.
+    pub fn forget_echoes(&mut self, now: Instant) {
+        while self.take_echo().is_some() {}
+        if self.sockets.get::<icmp::Socket>(self.echo).send_queue() == 0 {
+            return;
+        }
+        // The socket cannot be told to. Without an address it has nothing to send from, and drops what it has.
+        let (address, gateway) = (self.address, self.gateway);
+        self.place(None, None);
+        // Added anew, it does not wait for the owner's answer first.
+        let socket = self.sockets.remove(self.echo);
+        self.echo = match socket {
+            smoltcp::socket::Socket::Icmp(socket) => self.sockets.add(socket),
+            // It is what was added as one; there is nothing else to be done with another.
+            _ => self.echo,
+        };
+        let Network { net, interface, sockets, frames, .. } = self;
+        let [received, sent] = &mut **frames;
+        if let Some((interface, _)) = interface {
+            for _ in 0..WAITING {
+                interface.poll_egress(net_time(now), &mut Phy::new(net, received, sent), sockets);
+            }
+        }
+        self.place(address, gateway);
+    }
+
     /// Sends an echo request. `false`: there is no room, or no way there.
     pub fn send_echo(&mut self, to: Ipv4Address, number: u16) -> bool {
         let socket = self.sockets.get_mut::<icmp::Socket>(self.echo);
@@ -286,8 +324,9 @@ impl<'s, B: Machine> Network<'s, B> {
 
     /// Begins a connection.
     pub fn connect(&mut self, to: Ipv4Address, port: u16) -> Result<(), NetError> {
+        self.way(to)?;
         let Some((interface, _)) = &mut self.interface else { return Err(NetError::NoWay(to)) };
-        if self.address.is_none() || port == 0 {
+        if port == 0 {
             return Err(NetError::NoWay(to));
         }
         let socket = self.sockets.get_mut::<tcp::Socket>(self.client);

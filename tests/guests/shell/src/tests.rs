@@ -14,16 +14,18 @@ use hvl_frontend::device::p9::{FilesStorage, Options as FilesOptions};
 use hvl_frontend::device::rng::RngStorage;
 use hvl_frontend::device::vsock::{Vsock, VsockStorage};
 use hvl_frontend::{Clock, Doorbell, Link, LinkStorage};
+use hvl_pmm::device::net::{BUFFER, Card, Net as NetDevice};
 use hvl_pmm::device::{console::Console as ConsoleDevice, rng::Rng as RngDevice};
-use hvl_pmm::host::{ByteEnd, EndError, Entropy};
+use hvl_pmm::host::{ByteEnd, EndError, Entropy, FrameEnd};
 use hvl_pmm::link::{Link as Pmm, LinkPlan};
 use hvl_shared_abi::ring::split::DeviceSlot;
+use hvl_shared_abi::wire::net::Offload;
 use hvl_shared_abi::{Attribute, DeviceSpec, Layout, Region, ShmRegion};
 
 use super::*;
 
 const BASE: u64 = 0x1000_0000;
-const LEN: u32 = 256 << 10;
+const LEN: u32 = 1 << 20;
 
 /// Time in microseconds, which only the test moves; and a doorbell that the PMM hears.
 #[derive(Clone)]
@@ -137,6 +139,7 @@ struct World {
     numbers: Numbers,
     now: Arc<AtomicU64>,
     rang: Arc<AtomicBool>,
+    specs: &'static [DeviceSpec],
     link: Link<'static, TestBoard>,
     console: Console<'static, TestBoard>,
     rng: Rng<'static, TestBoard>,
@@ -146,9 +149,56 @@ struct World {
     shell: Shell,
 }
 
+/// The only other machine of the network, at 10.0.0.2: it says who it is, and answers echo requests.
+#[derive(Default)]
+struct Neighbour(VecDeque<Vec<u8>>);
+
+impl FrameEnd for Neighbour {
+    fn send(&mut self, _: &Offload, frame: &[u8]) -> Result<(), EndError> {
+        const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+        const ADDRESS: [u8; 4] = [10, 0, 0, 2];
+        let mut answer = frame.to_vec();
+        answer[..6].copy_from_slice(&frame[6..12]);
+        answer[6..12].copy_from_slice(&MAC);
+        match (&frame[12..14], frame.get(20..22)) {
+            // ARP: a request for this address.
+            ([8, 6], Some([0, 1])) if frame[38..42] == ADDRESS => {
+                answer[21] = 2;
+                answer[22..28].copy_from_slice(&MAC);
+                answer[28..32].copy_from_slice(&ADDRESS);
+                answer[32..42].copy_from_slice(&frame[22..32]);
+            }
+            // An echo request to it: the answer has type 0 instead of 8, and the checksum grows by as much.
+            ([8, 0], _) if frame[23] == 1 && frame[30..34] == ADDRESS && frame[34] == 8 => {
+                answer[26..30].copy_from_slice(&frame[30..34]);
+                answer[30..34].copy_from_slice(&frame[26..30]);
+                answer[34] = 0;
+                let (sum, carry) = u16::from_be_bytes([frame[36], frame[37]]).overflowing_add(0x0800);
+                answer[36..38].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+            }
+            _ => return Ok(()),
+        }
+        self.0.push_back(answer);
+        Ok(())
+    }
+    fn receive(&mut self, into: &mut [u8]) -> Result<(Offload, usize), EndError> {
+        let frame = self.0.pop_front().ok_or(EndError::WouldBlock)?;
+        into[..frame.len()].copy_from_slice(&frame);
+        Ok((Offload::default(), frame.len()))
+    }
+}
+
 impl World {
     /// Shell and PMM, started, with the prompt on the terminal. Everything that is borrowed is leaked: tests are short.
     fn new() -> World {
+        let mut world = World::offering(&[DeviceSpec::CONSOLE, DeviceSpec::RNG]);
+        assert_eq!(world.settle(), Next::Wait(None));
+        assert_eq!(world.seen(), "shell on test: 'help' lists the commands\ntest> ");
+        world
+    }
+
+    /// The same with a PMM that offers these, console and entropy first.
+    fn offering(specs: &'static [DeviceSpec]) -> World {
         let words: Vec<AtomicU32> = (0..LEN / 4).map(|_| AtomicU32::new(0)).collect();
         let region = Region::in_words(words.leak(), Attribute::Coherent);
         let now = Arc::new(AtomicU64::new(1));
@@ -178,6 +228,7 @@ impl World {
             numbers: Numbers::default(),
             now,
             rang,
+            specs,
             link,
             console,
             rng,
@@ -187,13 +238,11 @@ impl World {
             shell: Shell::new::<TestBoard>(),
         };
         world.start_pmm();
-        assert_eq!(world.settle(), Next::Wait(None));
-        assert_eq!(world.seen(), "shell on test: 'help' lists the commands\ntest> ");
         world
     }
 
     fn start_pmm(&mut self) {
-        let layout = Layout::place(&[DeviceSpec::CONSOLE, DeviceSpec::RNG], LEN).unwrap();
+        let layout = Layout::place(self.specs, LEN).unwrap();
         let slots = |at: usize| {
             let count = Pmm::<Region>::slots_for(&layout.devices()[at]);
             vec![DeviceSlot::NEW; count].leak()
@@ -201,7 +250,14 @@ impl World {
         let console = Box::leak(Box::new(ConsoleDevice::new(self.terminal.clone())));
         let rng = Box::leak(Box::new(RngDevice::new(self.numbers.clone())));
         let plan = LinkPlan { layout, base: BASE, doorbell_can_lose: false, gone_after: None };
-        let members: [hvl_pmm::link::Member<'static, Region>; 2] = [(console, slots(0)), (rng, slots(1))];
+        let mut members: Vec<hvl_pmm::link::Member<'static, Region>> =
+            vec![(console, slots(0)), (rng, slots(1))];
+        if self.specs.len() > 2 {
+            let buffer = || vec![0; BUFFER].into_boxed_slice();
+            let card = Card { mac: [2, 0, 0, 0, 0, 1], mtu: None };
+            let net = Box::leak(Box::new(NetDevice::new(Neighbour::default(), card, buffer(), buffer())));
+            members.push((net, slots(2)));
+        }
         self.pmm = Some(Pmm::publish(self.region, plan, members, None, None).unwrap());
     }
 
@@ -262,6 +318,20 @@ impl World {
         output.unwrap_or_else(|| panic!("{command:?} did not succeed: {seen:?}")).to_string()
     }
 
+    /// Types, and lets time pass until there is a prompt; returns what was seen.
+    fn plays_out(&mut self, keys: &str) -> String {
+        let mut seen = self.types(keys);
+        for _ in 0..10_000 {
+            if seen.ends_with("> ") {
+                return seen;
+            }
+            self.now.fetch_add(10_000, Ordering::Relaxed);
+            self.settle();
+            seen += &self.seen();
+        }
+        panic!("{keys:?} has no end: {seen:?}");
+    }
+
     /// Runs a command that fails; returns its last line without `error: `.
     fn fails(&mut self, command: &str) -> String {
         let seen = self.types(format!("{command}\r"));
@@ -283,7 +353,7 @@ fn commands_succeed_and_the_prompt_says_so() {
         "processor  none at all",
         "profile    extended",
         "epochs     PMM 2, driver 1",
-        "memory     262144 bytes at 0x10000000, coherent",
+        "memory     1048576 bytes at 0x10000000, coherent",
         "console    running, 80 by 24 characters",
         "entropy    running",
         "files      not offered by the PMM",
@@ -524,4 +594,37 @@ fn restarts_come_after_their_last_words_are_acknowledged() {
         world.now.store(until.micros(), Ordering::Relaxed);
         assert_eq!(world.settle(), next);
     }
+}
+
+#[test]
+fn a_ping_that_nobody_answers_breaks_no_later_one() {
+    let mut world = World::offering(&[DeviceSpec::CONSOLE, DeviceSpec::RNG, DeviceSpec::NET]);
+    world.plays_out("");
+    let nobody = world.plays_out("ping 10.0.0.2 1\r");
+    assert!(nobody.contains("error: there is no way to 10.0.0.2;"), "{nobody:?}");
+    world.plays_out("ip 10.0.0.1/24\r");
+    let well = "ping: 2 sent, 2 answered\ntest> ";
+    assert!(world.plays_out("ping 10.0.0.2 2\r").ends_with(well));
+
+    // The board itself, nobody, somebody behind a gateway that there is not; and a user who gives up.
+    let own = world.plays_out("ping 10.0.0.1 3\r");
+    assert!(
+        own.ends_with("10.0.0.1 is this board's own address: try it from another machine\ntest (failed)> ")
+    );
+    assert!(world.plays_out("ping 10.0.0.2 2\r").ends_with(well));
+    let nobody = world.plays_out("ping 10.0.0.9 9\r");
+    assert!(
+        nobody.contains("9 sent, 0 answered\nerror: nobody answered;") || nobody.contains("0 answered"),
+        "{nobody:?}"
+    );
+    assert!(world.plays_out("ping 10.0.0.2 2\r").ends_with(well));
+    let far = world.plays_out("ping 10.9.9.9 3\r");
+    assert!(far.contains("error: there is no way to 10.9.9.9;"), "{far:?}");
+    assert!(world.plays_out("ping 10.0.0.2 2\r").ends_with(well));
+    world.types("ping 10.0.0.9 9\r");
+    world.plays_out("\x03");
+    assert!(world.plays_out("ping 10.0.0.2 2\r").ends_with(well));
+    // A page of its own.
+    let own = world.plays_out("get http://10.0.0.1/ x\r");
+    assert!(own.contains("(failed)"), "{own:?}");
 }
