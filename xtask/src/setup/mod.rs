@@ -7,10 +7,12 @@ mod diod;
 mod emulator;
 mod network;
 mod socat;
+mod system;
 mod toolchain;
 
 pub use emulator::Emulator;
 pub use network::Network;
+pub use system::System;
 pub use toolchain::{TARGET, Toolchain};
 
 use anyhow::{Context, Result, anyhow};
@@ -46,6 +48,10 @@ pub fn run() -> Result<()> {
         Ok(place) => println!("socat:     {place}"),
         Err(why) => println!("socat:     none, so its test is skipped ({why:#})"),
     }
+    match system() {
+        Ok(system) => println!("system:    {system}"),
+        Err(why) => println!("system:    none, so its tests are skipped ({why:#})"),
+    }
     eprintln!("setup: ready after {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
 }
@@ -65,6 +71,12 @@ pub fn socat() -> Result<String> {
 /// How that program is called here, as far as it is known; nothing is fetched.
 pub fn socat_here() -> String {
     socat::find()
+}
+
+/// Finds or fetches the Linux system of the tests that need a kernel of their own.
+pub fn system() -> Result<System> {
+    let _lock = lock()?;
+    system::find_or_fetch()
 }
 
 /// Finds or fetches both tools, side by side.

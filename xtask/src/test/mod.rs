@@ -5,6 +5,7 @@ mod board;
 mod checks;
 mod demo;
 mod e2e;
+mod v9fs;
 
 pub use bench::bench;
 
@@ -47,10 +48,15 @@ impl Context {
         Ok(self.tools.get_or_init(|| tools))
     }
 
+    /// Counts parts of a test that said that they cannot run here.
+    fn skip(&self, parts: usize) {
+        self.skipped.set(self.skipped.get() + parts);
+    }
+
     /// Runs a command, and counts what it says is skipped.
     fn run_counting(&self, command: &mut Command) -> Result<ExitStatus> {
         let (status, skipped) = process::count(command, "SKIPPED: ")?;
-        self.skipped.set(self.skipped.get() + skipped);
+        self.skip(skipped);
         Ok(status)
     }
 }
@@ -192,6 +198,11 @@ const TESTS: &[Test] = &[
         name: "files-r5",
         about: "files across 9p, and 16 MiB that are whole though ten pmms were killed meanwhile; the board",
         run: Run::EndToEnd,
+    },
+    Test {
+        name: "v9fs",
+        about: "serve-9p mounted by Linux: git, tar, rsync, sqlite, locks, mmap, beside the same on a local file system",
+        run: Run::Here(v9fs::run),
     },
     Test {
         name: "devices-host",
