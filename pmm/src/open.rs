@@ -6,17 +6,14 @@ use std::path::Path;
 use hvl_shared_abi::header::{MAGIC, Window, reg};
 use hvl_shared_abi::layout::Layout;
 use hvl_shared_abi::mem::Mem;
-use serde::{Deserialize, Serialize};
-use tracing::error;
 
 use crate::doorbell::{self, HostDoorbell};
 use crate::failure::{Failure, refused};
-use crate::host::{Hosted, StateFile};
+use crate::host::{Hosted, StateRecorder};
 use crate::observe::{Control, LinkStatus, RegionStatus};
 use crate::options::{DeviceDescription, LinkDescription, Memory, Run};
 use crate::region::Mapping;
 use crate::sys::{Signals, ignore_signals};
-use crate::transport::plain::{PlainRecord, Recorder};
 
 /// One link, opened.
 pub struct OpenLink {
@@ -144,56 +141,6 @@ impl OpenLink {
     }
 }
 
-/// What a [`StateFile`] holds: the record, and for which link it is.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    base: u64,
-    layout: u64,
-    record: PlainRecord,
-}
-
-/// Keeps the state of a plain guest in a file.
-pub struct StateRecorder {
-    file: StateFile,
-    name: String,
-    base: u64,
-    layout: u64,
-    /// The last record could not be written.
-    failing: bool,
-}
-
-impl StateRecorder {
-    fn open(path: &Path, link: &LinkDescription, layout: &Layout) -> Result<StateRecorder, Failure> {
-        let name = format!("--state {}", path.display());
-        let file = StateFile::open(path)?;
-        Ok(StateRecorder { file, name, base: link.base, layout: layout.identity(), failing: false })
-    }
-
-    /// What a predecessor kept, if it was for a link like this one.
-    pub fn found(&self) -> Option<PlainRecord> {
-        let kept: Kept = serde_json::from_slice(self.file.latest()?).ok()?;
-        (kept.base == self.base && kept.layout == self.layout).then_some(kept.record)
-    }
-}
-
-impl Recorder for StateRecorder {
-    fn record(&mut self, record: &PlainRecord) -> bool {
-        let kept = Kept { base: self.base, layout: self.layout, record: *record };
-        let stored =
-            serde_json::to_vec(&kept).map_err(std::io::Error::from).and_then(|bytes| self.file.store(&bytes));
-        match &stored {
-            // Said once: it is tried again fifty times a second.
-            Err(error) if !self.failing => error!(
-                "{}: cannot be written ({error}); the guest's queues are not acknowledged before it can, make room",
-                self.name
-            ),
-            _ => {}
-        }
-        self.failing = stored.is_err();
-        !self.failing
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,27 +151,6 @@ mod tests {
             Ok(Command::Run(run)) => run,
             other => panic!("{line}: {other:?}"),
         }
-    }
-
-    #[test]
-    fn a_record_is_found_again_by_the_same_link_only() {
-        let path = std::env::temp_dir().join(format!("pmm-open-state-{}", std::process::id()));
-        let line = "pmm run --no-dtb --shmem-addr 1M --shmem-size 1M --console pty";
-        let (one, other) = (run(line), run(&format!("{line} --rng")));
-        let recorder =
-            |run: &Run| StateRecorder::open(&path, &run.links[0], &run.links[0].layout().unwrap()).unwrap();
-        let mut record = PlainRecord::default();
-        for device in &mut record.devices {
-            for queue in &mut device.queues {
-                (queue.pfn, queue.size, queue.start) = (u32::MAX, u16::MAX, u16::MAX);
-            }
-        }
-        assert_eq!(recorder(&one).found(), None);
-        // The largest record fits.
-        recorder(&one).record(&record);
-        assert_eq!(recorder(&one).found(), Some(record));
-        assert_eq!(recorder(&other).found(), None);
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tracing::{error, info};
 use crate::device::Device;
 use crate::doorbell::HostDoorbell;
 use crate::failure::{Failure, refused};
-use crate::host::{HostEnd, TerminalNews};
+use crate::host::{HostEnd, StateRecorder, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
     Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable, remedy,
@@ -119,8 +119,12 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
     let OpenLink { description, layout, mapping, mut doorbell, devices, state } = open;
     let mut state = state;
     let record = state.as_ref().and_then(|state| state.found());
-    let (mut hosted, ends): (Vec<_>, Vec<_>) =
+    let (mut hosted, mut ends): (Vec<_>, Vec<Box<dyn HostEnd>>) =
         devices.into_iter().map(|hosted| (hosted.device, hosted.end)).unzip();
+    // Behind those of the devices, with which the status goes in step.
+    if let Some(news) = state.as_mut().map(StateRecorder::start).transpose()?.flatten() {
+        ends.push(Box::new(news));
+    }
     let mut slots: Vec<Vec<DeviceSlot>> = layout
         .devices()
         .iter()
@@ -157,7 +161,7 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
 struct Loop<'s, 'a> {
     link: Link<'s, Region>,
     doorbell: &'a mut dyn HostDoorbell,
-    /// The devices' host ends, in their order.
+    /// The devices' host ends, in their order, and what else may have news.
     ends: Vec<Box<dyn HostEnd>>,
     board: &'a Board,
     wait: Option<Duration>,

@@ -77,7 +77,7 @@ impl Hosted {
                 ConsoleEnd::Stdio => Hosted::console(StdioEnd::open()?),
                 ConsoleEnd::Pty(link) => Hosted::console(PtyEnd::open(link.as_deref())?),
                 ConsoleEnd::Unix(path) => Hosted::console(SocketEnd::listen(path)?),
-                ConsoleEnd::File(path) => Hosted::console(FileEnd::open(path)?),
+                ConsoleEnd::File(path, max) => Hosted::console(FileEnd::open(path, *max)?),
             },
         })
     }

@@ -5,6 +5,10 @@
 //! word is read; to the event loop they are [`HostEnd`]s, which say what they wait for.
 
 #[cfg(feature = "std")]
+mod bounded;
+#[cfg(feature = "std")]
+mod desk;
+#[cfg(feature = "std")]
 mod entropy;
 #[cfg(feature = "std")]
 pub mod export;
@@ -23,11 +27,15 @@ mod pty;
 #[cfg(feature = "std")]
 mod record;
 #[cfg(feature = "std")]
+mod recorder;
+#[cfg(feature = "std")]
 mod shared;
 #[cfg(feature = "std")]
 mod socket;
 #[cfg(feature = "std")]
 mod stdio;
+#[cfg(feature = "std")]
+mod trouble;
 #[cfg(feature = "std")]
 pub(crate) mod vsock;
 
@@ -39,6 +47,7 @@ pub use self::{
     hosted::Hosted,
     pty::PtyEnd,
     record::StateFile,
+    recorder::{StateNews, StateRecorder},
     shared::Shared,
     socket::SocketEnd,
     stdio::StdioEnd,
@@ -74,6 +83,14 @@ pub trait ByteEnd {
     ///
     /// See [`EndError`]; a direction that has ended is an error, never 0 bytes.
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
+
+    /// The session has ended: what was tried and not taken is nobody's any more.
+    fn forget(&mut self) {}
+
+    /// Columns and rows of the terminal, where there is one and it says so. It may change.
+    fn size(&self) -> Option<(u16, u16)> {
+        None
+    }
 }
 
 /// Why a frame for the guest was dropped.

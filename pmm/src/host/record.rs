@@ -5,6 +5,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::bounded::PRIVATE;
 use crate::failure::{Failure, refused};
 use crate::region::lock;
 
@@ -35,8 +39,14 @@ impl StateFile {
     /// [`Failure::Refused`] if it cannot be opened, another process has it, or it holds something else.
     pub fn open(path: &Path) -> Result<StateFile, Failure> {
         let name = format!("--state {}", path.display());
-        let file = match File::options().read(true).write(true).create(true).truncate(false).open(path) {
-            Ok(file) => file,
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let file = match rustix::fs::open(path, flags, PRIVATE) {
+            Ok(file) => File::from(file),
+            Err(Errno::LOOP) => {
+                return refused(format!(
+                    "{name}: is a symbolic link, which somebody else could turn; name the file that it leads to"
+                ));
+            }
             Err(error) => {
                 return refused(format!(
                     "{name}: cannot be opened for reading and writing ({error}); check path and permissions"
@@ -138,6 +148,13 @@ mod tests {
         // Both are spoilt: it is not ours to overwrite.
         file.write_all_at(b"X", 0).unwrap();
         assert!(StateFile::open(&path).is_err());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600, "nobody else's business");
+        let link = path.with_extension("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let text = StateFile::open(&link).unwrap_err().to_string();
+        assert!(text.contains("is a symbolic link"), "{text}");
+        std::fs::remove_file(&link).unwrap();
         std::fs::remove_file(&path).unwrap();
     }
 }

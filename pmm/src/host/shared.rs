@@ -45,6 +45,14 @@ impl<T: ByteEnd + ?Sized> ByteEnd for Shared<T> {
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
         self.get().read(into)
     }
+
+    fn forget(&mut self) {
+        self.get().forget();
+    }
+
+    fn size(&self) -> Option<(u16, u16)> {
+        self.get().size()
+    }
 }
 
 impl<T: HostEnd + ?Sized> HostEnd for Shared<T> {

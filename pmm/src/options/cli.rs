@@ -16,7 +16,7 @@ use super::network::Network;
 use super::refusals::{BEHIND_ALL, Given, Refusals};
 use super::share::{SHARE_HELP, Share, ShareArgs};
 use super::typed::take_apart;
-use super::value::{ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
+use super::value::{BoundedFile, ConsoleEnd, Doorbell, Number, SharedDirectory, VsockAddress};
 use crate::failure::Failure;
 use crate::observe::Condition;
 
@@ -216,12 +216,14 @@ pub struct LinkOptions {
     #[arg(long, value_name = "N", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_pool: Option<Number>,
-    /// Note every frame of the card in this file (pcapng); of several cards, in FILE, FILE.1, FILE.2 ...
-    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    /// Note every frame of the card in this file (pcapng); of several cards, in FILE, FILE.1, FILE.2 ... With max=SIZE
+    /// a full file becomes FILE.old, and a new one begins
+    #[arg(long, value_name = "FILE[,max=SIZE]", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pcap: Option<PathBuf>,
+    pub pcap: Option<BoundedFile>,
     /// Offer a console that ends at: stdio (or virtio, the same; Ctrl-A x ends, Ctrl-A h helps), pty[:LINK] (a new
-    /// pseudo-terminal), unix:PATH (a listening socket), file:PATH (output is appended)
+    /// pseudo-terminal), unix:PATH (a listening socket), file:PATH[,max=SIZE] (output is appended; a full file becomes
+    /// PATH.old)
     #[arg(long, value_name = "END", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleEnd>,

@@ -296,26 +296,27 @@ fn cards(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Vec<Devi
     let sizes = (options.network_queue, options.network_pool);
     let has_cards = !options.network.is_empty();
     let of_cards = device(at, refusals, "network", has_cards, sizes, DeviceSpec::NET);
-    if let Some(path) = &options.pcap
+    if let Some(file) = &options.pcap
         && !has_cards
         && !at.given.is_refused("network")
     {
         let card = at.bare("network");
-        let why = format!(" {}: there is no network card; add '{card}' or leave it out", path.display());
+        let why = format!(" {file}: there is no network card; add '{card}' or leave it out");
         at.refuse(refusals, "pcap", why);
     }
     let describe = |((card, network), (queue, pool)): ((usize, &super::Network), (u16, u32))| {
-        let pcap = options.pcap.as_ref().map(|path| match card {
-            0 => path.clone(),
+        let pcap = options.pcap.as_ref().map(|file| match card {
+            0 => file.path.clone(),
             card => {
-                let mut name = path.clone().into_os_string();
+                let mut name = file.path.clone().into_os_string();
                 name.push(format!(".{card}"));
                 name.into()
             }
         });
         let mac = network.mac.unwrap_or_else(|| Mac::of(at.link, card));
         let (end, mtu) = (network.end.clone(), network.mtu);
-        DeviceDescription::Network(NetworkDescription { end, mac, mtu, pcap, queue, pool })
+        let pcap_max = options.pcap.as_ref().and_then(|file| file.max);
+        DeviceDescription::Network(NetworkDescription { end, mac, mtu, pcap, pcap_max, queue, pool })
     };
     options.network.iter().enumerate().zip(of_cards.into_iter().cycle()).map(describe).collect()
 }

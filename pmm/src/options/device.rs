@@ -70,6 +70,8 @@ pub struct NetworkDescription {
     pub mtu: Option<u16>,
     /// The file that notes what goes through the cable.
     pub pcap: Option<std::path::PathBuf>,
+    /// What that file must not exceed, in bytes.
+    pub pcap_max: Option<u64>,
     /// Largest size of each of its two queues; a power of two.
     pub queue: u16,
     /// Bytes in which the driver keeps its frames.
@@ -140,7 +142,7 @@ impl DeviceDescription {
             DeviceDescription::Console(console) => match &console.end {
                 ConsoleEnd::Pty(None) => None,
                 ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),
-                ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path) => {
+                ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path, _) => {
                     Some((Owned::Path(path), "console"))
                 }
             },

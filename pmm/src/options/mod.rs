@@ -25,4 +25,6 @@ pub use device::{
 };
 pub use network::{Address, Forward, Mac, Network, NetworkEnd};
 pub use share::{Listen, Share};
-pub use value::{BadValue, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress};
+pub use value::{
+    BadValue, BoundedFile, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress,
+};

@@ -207,8 +207,8 @@ pub enum ConsoleEnd {
     Pty(Option<PathBuf>),
     /// A listening stream socket, one client at a time.
     Unix(PathBuf),
-    /// A file that output is appended to; no input.
-    File(PathBuf),
+    /// A file that output is appended to, and what it must not exceed, in bytes; no input.
+    File(PathBuf, Option<u64>),
 }
 
 impl FromStr for ConsoleEnd {
@@ -220,10 +220,13 @@ impl FromStr for ConsoleEnd {
             None if text == "pty" => Ok(ConsoleEnd::Pty(None)),
             Some(("pty", link)) if !link.is_empty() => Ok(ConsoleEnd::Pty(Some(link.into()))),
             Some(("unix", path)) => Ok(ConsoleEnd::Unix(socket_path(path)?)),
-            Some(("file", path)) if !path.is_empty() => Ok(ConsoleEnd::File(path.into())),
-            _ => {
-                Err(BadValue("write stdio (or virtio, the same), pty[:LINK], unix:PATH or file:PATH".into()))
+            Some(("file", file)) if !file.is_empty() => {
+                let BoundedFile { path, max } = file.parse()?;
+                Ok(ConsoleEnd::File(path, max))
             }
+            _ => Err(BadValue(
+                "write stdio (or virtio, the same), pty[:LINK], unix:PATH or file:PATH[,max=SIZE]".into(),
+            )),
         }
     }
 }
@@ -235,8 +238,49 @@ impl fmt::Display for ConsoleEnd {
             ConsoleEnd::Pty(None) => f.write_str("pty"),
             ConsoleEnd::Pty(Some(link)) => write!(f, "pty:{}", link.display()),
             ConsoleEnd::Unix(path) => write!(f, "unix:{}", path.display()),
-            ConsoleEnd::File(path) => write!(f, "file:{}", path.display()),
+            ConsoleEnd::File(path, max) => {
+                write!(f, "file:{}", BoundedFile { path: path.clone(), max: *max })
+            }
         }
+    }
+}
+
+/// A file that is written for a long time, as `PATH[,max=SIZE]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What it must not exceed, in bytes.
+    pub max: Option<u64>,
+}
+
+impl BoundedFile {
+    /// The smallest bound in bytes: a file of a few of the longest frames.
+    const LEAST: u64 = 256 << 10;
+}
+
+impl FromStr for BoundedFile {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<BoundedFile, BadValue> {
+        let (path, max) = match text.rsplit_once(",max=") {
+            None => (text, None),
+            Some((path, max)) => (path, Some(max.parse::<Number>()?.0)),
+        };
+        if path.is_empty() {
+            return Err(BadValue("write the path of a file, and ,max=SIZE behind it if you like".into()));
+        }
+        if max.is_some_and(|max| max < BoundedFile::LEAST) {
+            return Err(BadValue("write max= with at least 256K".into()));
+        }
+        Ok(BoundedFile { path: path.into(), max })
+    }
+}
+
+impl fmt::Display for BoundedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.max.map_or(Ok(()), |max| write!(f, ",max={}", Number(max)))
     }
 }
 
@@ -467,7 +511,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Doorbell, ConsoleEnd, SharedDirectory, VsockAddress);
+as_text!(Doorbell, ConsoleEnd, BoundedFile, SharedDirectory, VsockAddress);
 
 #[cfg(test)]
 mod tests {
@@ -577,11 +621,23 @@ mod tests {
 
     #[test]
     fn console_ends_print_as_they_are_written() {
-        for text in ["stdio", "pty", "pty:/tmp/r5", "unix:/tmp/s", "file:/tmp/f"] {
+        for text in ["stdio", "pty", "pty:/tmp/r5", "unix:/tmp/s", "file:/tmp/f", "file:/tmp/f,max=0x100000"]
+        {
             assert_eq!(text.parse::<ConsoleEnd>().unwrap().to_string(), text);
         }
         assert_eq!("virtio".parse(), Ok(ConsoleEnd::Stdio));
-        for text in ["", "serial", "pty:", "unix:", "file:", "tcp:1"] {
+        assert_eq!("file:x,max=1M".parse(), Ok(ConsoleEnd::File("x".into(), Some(1 << 20))));
+        for text in [
+            "",
+            "serial",
+            "pty:",
+            "unix:",
+            "file:",
+            "tcp:1",
+            "file:,max=1M",
+            "file:x,max=",
+            "file:x,max=255K",
+        ] {
             assert!(text.parse::<ConsoleEnd>().is_err(), "{text}");
         }
     }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use hvl_shared_abi::wire::net::Offload;
 
-use super::{Dropped, EndError, FrameEnd, HostEnd, Shared};
+use super::{Dropped, EndError, FrameEnd, HostEnd, Shared, TerminalNews};
 use crate::failure::Failure;
 use crate::options::{NetworkDescription, NetworkEnd};
 use crate::sys::Watches;
@@ -37,7 +37,7 @@ pub fn open(card: &NetworkDescription) -> Result<Box<dyn NetEnd>, Failure> {
     };
     Ok(match &card.pcap {
         None => end,
-        Some(path) => Box::new(pcap::Captured::new(end, path, &card.end.to_string())?),
+        Some(path) => Box::new(pcap::Captured::new(end, path, card.pcap_max, &card.end.to_string())?),
     })
 }
 
@@ -106,6 +106,9 @@ impl<E: HostEnd + ?Sized> HostEnd for Box<E> {
     }
     fn wants_to_end(&self) -> bool {
         (**self).wants_to_end()
+    }
+    fn terminal_news(&mut self, news: TerminalNews) {
+        (**self).terminal_news(news);
     }
     fn state(&self) -> Cow<'static, str> {
         (**self).state()

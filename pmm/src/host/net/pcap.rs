@@ -2,26 +2,29 @@
 //! read.
 //!
 //! A thread writes the file, from a queue with a bound in bytes: a slow or full disk costs packets in the file, which are
-//! counted and told, and never holds up the link.
+//! counted and told, and never holds up the link, not even its end. A file with a bound is turned over when it is full;
+//! each of the two is a whole one.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hvl_shared_abi::wire::net::Offload;
 
+use super::super::bounded::{Bounded, Start};
 use super::super::{Dropped, EndError, FrameEnd, HostEnd};
 use crate::failure::{Failure, refused};
 use crate::sys::Watches;
 
 /// Bytes that wait for the disk at the most.
 const QUEUED: usize = 4 << 20;
+
+/// How long the end of a link waits for what is queued: a disk that takes it takes it soon, and a frozen one never.
+const END: Duration = Duration::from_secs(1);
 
 /// Types of blocks, and the few options used.
 const SECTION: u32 = 0x0a0d_0d0a;
@@ -48,34 +51,27 @@ pub(super) struct Captured<E> {
     end: E,
     /// None only while this is dropped.
     packets: Option<Sender<Vec<u8>>>,
-    writer: Option<JoinHandle<()>>,
+    /// Closed by the thread when everything is written.
+    written: Receiver<()>,
     counts: Arc<Counts>,
     path: PathBuf,
 }
 
 impl<E> Captured<E> {
-    /// Makes the file; an old one of that name is replaced.
-    pub(super) fn new(end: E, path: &Path, name: &str) -> Result<Captured<E>, Failure> {
-        let file = match File::create(path) {
-            Ok(file) => file,
-            Err(error) => {
-                return refused(format!(
-                    "--pcap {}: cannot be made ({error}); check path and permissions",
-                    path.display()
-                ));
-            }
-        };
-        let (packets, queue) = channel();
+    /// Makes the file; an old one of that name is replaced. It has at most `max` bytes, and so has its predecessor,
+    /// FILE.old.
+    pub(super) fn new(end: E, path: &Path, max: Option<u64>, name: &str) -> Result<Captured<E>, Failure> {
+        let file = Bounded::open(path, Start::Anew, max, &format!("--pcap {}", path.display()))?;
+        let ((packets, queue), (last, written)) = (channel(), channel());
         let counts = Arc::new(Counts::default());
         let shared = counts.clone();
         let (own, head) = (path.to_path_buf(), head(name));
-        let writer = std::thread::Builder::new()
-            .name("pcap".into())
-            .spawn(move || write(file, &own, &head, &queue, &shared));
+        let writer = std::thread::Builder::new().name("pcap".into()).spawn(move || {
+            write(file, &own, &head, &queue, &shared);
+            drop::<Sender<()>>(last);
+        });
         match writer {
-            Ok(writer) => {
-                Ok(Captured { end, packets: Some(packets), writer: Some(writer), counts, path: path.into() })
-            }
+            Ok(_) => Ok(Captured { end, packets: Some(packets), written, counts, path: path.into() }),
             Err(error) => refused(format!("--pcap {}: no thread to be had ({error})", path.display())),
         }
     }
@@ -95,17 +91,19 @@ impl<E> Captured<E> {
 impl<E> Drop for Captured<E> {
     fn drop(&mut self) {
         self.packets = None;
-        // What was queued is bounded, and a disk that takes it takes it soon.
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        if self.written.recv_timeout(END) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "--pcap {}: takes nothing any more; what was queued for it is missing there",
+                self.path.display()
+            );
         }
     }
 }
 
 /// Writes what is queued until the other end of the queue is gone. What the disk refuses is counted; the next packet is
 /// tried where the last whole one ended.
-fn write(file: File, path: &Path, head: &[u8], queue: &Receiver<Vec<u8>>, counts: &Counts) {
-    let mut output = Output { file, waiting: head.to_vec(), packets: 0, good: 0 };
+fn write(file: Bounded, path: &Path, head: &[u8], queue: &Receiver<Vec<u8>>, counts: &Counts) {
+    let mut output = Output { file, head: head.to_vec(), waiting: Vec::new(), packets: 0, good: 0 };
     let mut told = false;
     let mut note = |output: &mut Output| match output.flush() {
         Ok(()) => told = false,
@@ -138,7 +136,9 @@ const AT_ONCE: usize = 64 << 10;
 
 /// The file, up to the last block that is in it as a whole, and what is to follow.
 struct Output {
-    file: File,
+    file: Bounded,
+    /// What stands at the start of a file.
+    head: Vec<u8>,
     waiting: Vec<u8>,
     packets: u64,
     good: u64,
@@ -147,15 +147,27 @@ struct Output {
 impl Output {
     /// Writes what waits, or forgets it: how many packets, and why.
     fn flush(&mut self) -> Result<(), (u64, std::io::Error)> {
-        let written = self.file.write_all(&self.waiting);
-        let (len, packets) = (self.waiting.len() as u64, std::mem::take(&mut self.packets));
+        let written = self.write();
+        let packets = std::mem::take(&mut self.packets);
         self.waiting.clear();
-        written.map(|()| self.good += len).map_err(|error| {
+        written.map_err(|error| {
             // Half a block would make the rest unreadable.
-            let _ = self.file.set_len(self.good);
-            let _ = self.file.seek(SeekFrom::Start(self.good));
+            let _ = self.file.file().set_len(self.good);
+            let _ = self.file.file().seek(SeekFrom::Start(self.good));
             (packets, error)
         })
+    }
+
+    fn write(&mut self) -> std::io::Result<()> {
+        if self.file.is_full(self.good, self.waiting.len() as u64) {
+            self.file.turn_over()?;
+            self.good = 0;
+        }
+        for part in [self.head.as_slice(), &self.waiting].into_iter().skip(usize::from(self.good != 0)) {
+            self.file.file().write_all(part)?;
+            self.good += part.len() as u64;
+        }
+        Ok(())
     }
 }
 
@@ -278,7 +290,7 @@ mod tests {
     #[test]
     fn a_file_holds_every_frame_with_its_direction() {
         let path = std::env::temp_dir().join(format!("pmm-pcap-{}", std::process::id()));
-        let mut end = Captured::new(Nowhere::default(), &path, "mode=none").unwrap();
+        let mut end = Captured::new(Nowhere::default(), &path, None, "mode=none").unwrap();
         let frames: Vec<Vec<u8>> = [14, 15, 60, 1514].map(|len| vec![len as u8; len]).into();
         for frame in &frames {
             assert_eq!(end.send(&Offload::default(), frame), Ok(()));
@@ -297,14 +309,62 @@ mod tests {
 
     #[test]
     fn a_full_disk_costs_packets_in_the_file_and_nothing_else() {
-        let mut end = Captured::new(Nowhere::default(), Path::new("/dev/full"), "x").unwrap();
+        let mut end = Captured::new(Nowhere::default(), Path::new("/dev/full"), None, "x").unwrap();
         for _ in 0..100 {
             assert_eq!(end.send(&Offload::default(), &[0; 1514]), Ok(()));
         }
         let counts = end.counts.clone();
         drop(end);
         assert!(counts.missing.load(Ordering::Relaxed) > 0);
-        let error = Captured::new(Nowhere::default(), Path::new("/nonexistent/x"), "x").err().unwrap();
+        let error = Captured::new(Nowhere::default(), Path::new("/nonexistent/x"), None, "x").err().unwrap();
         assert!(error.to_string().contains("--pcap /nonexistent/x"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_holds_a_write_costs_packets_and_not_the_links_end() {
+        use rustix::fs::{FileType, Mode, OFlags};
+        let path = std::env::temp_dir().join(format!("pmm-pcap-held-{}", std::process::id()));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        // A FIFO that nobody reads holds a write as a frozen file system does.
+        let reader = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        let mut end = Captured::new(Nowhere::default(), &path, None, "x").unwrap();
+        let sent = 2 * QUEUED / 1514;
+        for _ in 0..sent {
+            assert_eq!(end.send(&Offload::default(), &[0; 1514]), Ok(()));
+        }
+        let (counts, missing) = (end.counts.clone(), end.counts.missing.load(Ordering::Relaxed) as usize);
+        assert!((sent / 4..sent).contains(&missing), "{missing} of {sent} are counted as missing");
+        assert!(end.state().contains("packets missing in"), "{}", end.state());
+        assert!(counts.queued.load(Ordering::Relaxed) <= QUEUED);
+        drop(end);
+        drop(reader);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_with_a_bound_and_its_predecessor_are_whole_ones_with_the_latest_packets() {
+        let dir = std::env::temp_dir().join(format!("pmm-pcap-bounded-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("cap");
+        let mut end = Captured::new(Nowhere::default(), &path, Some(256 << 10), "x").unwrap();
+        for number in 0..1000u32 {
+            let frame = number.to_le_bytes().repeat(375);
+            assert_eq!(end.send(&Offload::default(), &frame), Ok(()));
+        }
+        drop(end);
+        let mut last = None;
+        for path in [dir.join("cap.old"), path] {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes.len() <= 256 << 10, "{} bytes", bytes.len());
+            let all = blocks(&bytes);
+            assert_eq!((all[0].0, all[1].0), (SECTION, INTERFACE), "each begins as a file does");
+            for (_, body) in &all[2..] {
+                let number = u32::from_le_bytes(*body[20..].first_chunk().unwrap());
+                assert!(last.is_none_or(|last| number == last + 1), "none is missing between the two");
+                last = Some(number);
+            }
+        }
+        assert_eq!(last, Some(999));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,0 +1,101 @@
+//! One job at a time for a thread that may block, given by a loop that must not.
+//!
+//! No flag of a descriptor and no poll says whether a regular file takes a write at once: a frozen or remote file system
+//! holds it for as long as it likes. So whatever writes to one is a thread. It works on private memory, it is told of
+//! nothing but its job, and nobody ever waits for it, not even at the end.
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::observe::Waker;
+use crate::sys::Watches;
+
+/// Where the loop lays a job, and finds what came of it.
+pub(super) struct Desk<J, O>(Arc<Shared<J, O>>);
+
+struct Shared<J, O> {
+    top: Mutex<Top<J, O>>,
+    news: Condvar,
+    waker: Waker,
+}
+
+struct Top<J, O> {
+    job: Option<J>,
+    outcome: Option<O>,
+    closing: bool,
+}
+
+impl<J, O> Shared<J, O> {
+    fn top(&self) -> MutexGuard<'_, Top<J, O>> {
+        self.top.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<J: Send + 'static, O: Send + 'static> Desk<J, O> {
+    /// Starts the thread. Only after the signals are blocked, which it would take otherwise.
+    pub(super) fn start(
+        name: &str,
+        mut work: impl FnMut(J) -> O + Send + 'static,
+    ) -> std::io::Result<Desk<J, O>> {
+        let top = Mutex::new(Top { job: None, outcome: None, closing: false });
+        let shared = Arc::new(Shared { top, news: Condvar::new(), waker: Waker::new()? });
+        let own = shared.clone();
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            loop {
+                let mut top = own.top();
+                let job = loop {
+                    if top.closing {
+                        return;
+                    }
+                    match top.job.take() {
+                        Some(job) => break job,
+                        None => top = own.news.wait(top).unwrap_or_else(PoisonError::into_inner),
+                    }
+                };
+                drop(top);
+                let outcome = work(job);
+                own.top().outcome = Some(outcome);
+                own.waker.wake();
+            }
+        })?;
+        Ok(Desk(shared))
+    }
+}
+
+impl<J, O> Desk<J, O> {
+    /// Gives the thread a job. It has none: the outcome of the last one was taken.
+    pub(super) fn give(&self, job: J) {
+        self.0.top().job = Some(job);
+        self.0.news.notify_one();
+    }
+
+    /// What came of the job, once, when it is done.
+    pub(super) fn outcome(&self) -> Option<O> {
+        self.0.top().outcome.take()
+    }
+
+    /// Waits for an outcome.
+    pub(super) fn watch(&self, watches: &mut Watches) {
+        watches.add(self.0.waker.as_raw_fd(), true, false);
+    }
+
+    /// An outcome that there is will be looked at.
+    pub(super) fn clear(&self) {
+        self.0.waker.clear();
+    }
+
+    /// Another handle, of one who waits.
+    pub(super) fn share(&self) -> Desk<J, O> {
+        Desk(self.0.clone())
+    }
+}
+
+impl<J, O> Drop for Desk<J, O> {
+    fn drop(&mut self) {
+        // The thread has one, and the last one but that ends it.
+        if Arc::strong_count(&self.0) <= 2 {
+            self.0.top().closing = true;
+            self.0.news.notify_one();
+        }
+    }
+}
