@@ -225,7 +225,7 @@ impl<'s, M: Mem> Link<'s, M> {
     /// Looks at everything once, or a bounded number of times while there is work.
     pub fn service(&mut self, now: Micros) -> Service {
         self.counters.services = self.counters.services.wrapping_add(1);
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { ring: self.renew_configurations(), again: false };
         for _ in 0..ROUNDS {
             let bell = self.half.guest_bell(&self.mem);
             let round = self.round(now);
@@ -274,6 +274,24 @@ impl<'s, M: Mem> Link<'s, M> {
             self.half.ring(&self.mem);
             self.counters.rings = self.counters.rings.wrapping_add(1);
             ring = true;
+        }
+        ring
+    }
+
+    /// Writes each configuration that has changed, and tells the guest. Returns whether it is to be rung for.
+    fn renew_configurations(&mut self) -> bool {
+        let mut ring = false;
+        for seat in self.seats.iter_mut().flatten() {
+            if !seat.port.device.config_changed() {
+                continue;
+            }
+            seat.port.write_config(&self.mem);
+            ring |= match self.session {
+                Session::None => false,
+                // There the generation in the window says it.
+                Session::Extended(_) => seat.state.runs(),
+                Session::Plain => seat.plain.announce_configuration(&self.mem, seat.port.window),
+            };
         }
         ring
     }

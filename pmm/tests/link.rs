@@ -235,6 +235,31 @@ fn a_guest_that_boots_after_a_wipe_finds_every_device_wherever_the_pmm_saw_it() 
     }
 }
 
+#[test]
+fn a_terminal_that_gets_another_size_tells_the_guest() {
+    let mut pmm = Pmm::start_with(region(), false);
+    let board = TestBoard::new(pmm.m);
+    let link = board.attach();
+    let storage = leak(ConsoleStorage::<64, 64>::NEW);
+    let mut console = Console::open(&link, storage, Options::default()).unwrap();
+    let settle = |pmm: &mut Pmm| {
+        for _ in 0..8 {
+            link.poll();
+            pmm.pass(20 * MILLI);
+        }
+        pmm.rang = false;
+    };
+    settle(&mut pmm);
+    assert_eq!(console.size(), Ok(Some((80, 24))));
+    pmm.terminal.resize(132, 43);
+    pmm.pass(20 * MILLI);
+    assert!(pmm.rang, "a guest that sleeps is woken");
+    settle(&mut pmm);
+    assert_eq!(console.size(), Ok(Some((132, 43))));
+    pmm.pass(20 * MILLI);
+    assert!(!pmm.rang, "told once");
+}
+
 /// A console that runs, and its rings.
 fn console(pmm: &mut Pmm) -> (Guest, [DriverRing<'static>; 2]) {
     let guest = Guest::boot(pmm);

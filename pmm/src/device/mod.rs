@@ -30,6 +30,10 @@ pub trait Device<M: Mem> {
     fn config(&self, _into: &mut [u8]) -> usize {
         0
     }
+    /// Whether the configuration has changed since this was asked last: then it is written anew, and the driver told.
+    fn config_changed(&mut self) -> bool {
+        false
+    }
     /// A driver has accepted `features`; queues follow with [`Device::process`].
     fn activate(&mut self, _features: Features) {}
     /// The session ended, at any point of anything. On return the device holds no request, and nothing that it began

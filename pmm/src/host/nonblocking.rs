@@ -17,6 +17,17 @@ struct Direction {
     closed: bool,
 }
 
+/// Why an output took nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It has no room at the moment, and will say when it has.
+    Full,
+    /// Something that may pass, and says nothing when it has.
+    Trouble(Errno),
+    /// Nobody will ever read it.
+    Ended(Errno),
+}
+
 /// An open descriptor with `O_NONBLOCK`.
 #[derive(Debug)]
 pub(super) struct NonBlocking {
@@ -73,6 +84,35 @@ impl NonBlocking {
         }
         let took = rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, bytes));
         self.output.outcome(took)
+    }
+
+    /// The same, for one who wants to know why nothing was taken.
+    pub(super) fn try_write(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        if self.output.closed {
+            return Err(Refusal::Ended(Errno::PIPE));
+        }
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let took = rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, bytes));
+        self.output.waiting = took == Err(Errno::AGAIN);
+        match took {
+            Ok(n) if n > 0 => Ok(n),
+            // What takes nothing and gives no reason has no room.
+            Ok(_) => Err(Refusal::Trouble(Errno::NOSPC)),
+            Err(Errno::AGAIN) => Err(Refusal::Full),
+            // A pipe or socket without a reader, a terminal that was hung up.
+            Err(error @ (Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::IO | Errno::BADF)) => {
+                self.output.closed = true;
+                Err(Refusal::Ended(error))
+            }
+            Err(error) => Err(Refusal::Trouble(error)),
+        }
+    }
+
+    /// The input has not ended after all.
+    pub(super) fn reopen_input(&mut self) {
+        self.input.closed = false;
     }
 
     pub(super) fn watch(&self, watches: &mut Watches) {

@@ -3,33 +3,135 @@
 //! On a terminal every key goes to the guest, Ctrl-C too, except for a prefix that the first line names: Ctrl-A x ends
 //! the program, Ctrl-A h helps, Ctrl-A Ctrl-A is a Ctrl-A. So the terminal is read even when no guest wants input, into
 //! a short type-ahead; a pipe is read only when the guest has room, and its bytes are not looked at.
+//!
+//! The terminal is the shell's as well. It is raw only while this program is in the foreground: a shell that stopped it, or
+//! put it in the background, has set the terminal for itself.
+//!
+//! Output that cannot be written for a while waits, as with `file:`; where it is redirected into a file a thread writes it.
+//! When its reader is gone, what the guest writes goes nowhere, which is said once.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, Once};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::termios::{InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios};
 
-use super::nonblocking::NonBlocking;
-use super::{ByteEnd, EndError, HostEnd};
+use super::file::{Appender, write_some};
+use super::nonblocking::{NonBlocking, Refusal};
+use super::trouble::Trouble;
+use super::{ByteEnd, EndError, HostEnd, TerminalNews};
 use crate::failure::Failure;
 use crate::sys::Watches;
 
 /// Keys that are kept for a guest that does not read, as many as a terminal's own queue has.
 const TYPE_AHEAD: usize = 4096;
+/// How often a program in the background looks whether it is in the foreground, in microseconds: no signal says so.
+const LOOK_US: u64 = 250_000;
+const NAME: &str = "--console stdio: standard output";
 const CTRL_A: u8 = 1;
 const BELL: u8 = 7;
 const HELP: &str = "\n  Ctrl-A x       end pmm: a demo ends with it, any other guest waits for the next one\n  Ctrl-A h       this help\n  Ctrl-A Ctrl-A  a Ctrl-A for the guest\n  anything else  goes to the guest, Ctrl-C too\n";
 
 /// Standard input and output.
-#[derive(Debug)]
 pub struct StdioEnd {
     input: NonBlocking,
-    output: NonBlocking,
+    output: Output,
     terminal: Option<Keys>,
+    /// The terminal that shows the output, and its columns and rows.
+    screen: Option<(OwnedFd, Option<(u16, u16)>)>,
+}
+
+/// Where the guest's output goes.
+enum Output {
+    /// A terminal, a pipe, a socket: they say when they take no more.
+    Stream { stream: NonBlocking, trouble: Trouble, ended: Option<Errno>, told: bool },
+    /// A file, whose file system may hold a write.
+    File(Appender),
+}
+
+impl Output {
+    fn over(output: BorrowedFd<'_>) -> std::io::Result<Output> {
+        let stat = rustix::fs::fstat(output)?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            // The same open file description, for others who share it go on where this ends.
+            let mut file = File::from(output.try_clone_to_owned()?);
+            return Ok(Output::File(Appender::start(NAME.into(), move |piece| {
+                write_some(&mut file, piece)
+            })?));
+        }
+        let stream = NonBlocking::shared(output, OFlags::WRONLY)?;
+        Ok(Output::Stream { stream, trouble: Trouble::new(NAME.into()), ended: None, told: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
+        let (stream, trouble, ended) = match self {
+            Output::File(appender) => return appender.write(bytes),
+            Output::Stream { trouble, .. } if trouble.is_pausing() => return Err(EndError::WouldBlock),
+            Output::Stream { stream, trouble, ended, .. } => (stream, trouble, ended),
+        };
+        match stream.try_write(bytes) {
+            Ok(count) => {
+                trouble.passed();
+                Ok(count)
+            }
+            Err(Refusal::Full) => Err(EndError::WouldBlock),
+            Err(Refusal::Trouble(error)) => {
+                trouble.met(error);
+                Err(EndError::WouldBlock)
+            }
+            Err(Refusal::Ended(error)) => {
+                trouble.passed();
+                ended.get_or_insert(error);
+                Err(EndError::Closed)
+            }
+        }
+    }
+
+    fn progress(&mut self, now_us: u64) {
+        match self {
+            Output::File(appender) => appender.progress(now_us),
+            Output::Stream { stream, trouble, ended, told } => {
+                stream.forget();
+                trouble.progress(now_us);
+                if let Some(error) = ended
+                    && !std::mem::replace(told, true)
+                {
+                    tracing::warn!(
+                        "{NAME} has ended ({error}); what the guest writes at its console goes nowhere from now on, start pmm again to see it"
+                    );
+                }
+            }
+        }
+    }
+
+    fn watch(&self, watches: &mut Watches) {
+        match self {
+            Output::File(appender) => appender.watch(watches),
+            Output::Stream { stream, .. } => stream.watch(watches),
+        }
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        match self {
+            Output::File(appender) => appender.deadline_us(),
+            Output::Stream { ended: Some(_), told: false, .. } => Some(0),
+            Output::Stream { trouble, .. } => trouble.deadline_us(),
+        }
+    }
+
+    /// A few words, where it does not simply work.
+    fn state(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Output::File(appender) => appender.state(),
+            Output::Stream { ended: Some(error), .. } => Some(format!("output has ended ({error})").into()),
+            Output::Stream { trouble, .. } => trouble.state(),
+        }
+    }
 }
 
 /// What was typed on a terminal.
@@ -39,7 +141,9 @@ struct Keys {
     /// Ctrl-A was the last key.
     prefix: bool,
     end: bool,
-    _raw: RawMode,
+    raw: RawMode,
+    /// When to look whether the terminal is this program's again.
+    background_us: Option<u64>,
 }
 
 impl StdioEnd {
@@ -57,19 +161,47 @@ impl StdioEnd {
     /// The same over other descriptors.
     fn over(input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> std::io::Result<StdioEnd> {
         let mut terminal = None;
-        let output = NonBlocking::shared(output, OFlags::WRONLY)?;
+        let screen = match output.is_terminal() {
+            true => Some((output.try_clone_to_owned()?, size_of_terminal(output))),
+            false => None,
+        };
+        let output = Output::over(output)?;
         let shared = NonBlocking::shared(input, OFlags::RDONLY)?;
         if input.is_terminal() {
-            let raw = RawMode::enter(input)?;
-            terminal = Some(Keys { ahead: VecDeque::new(), prefix: false, end: false, _raw: raw });
+            let raw = RawMode::of(input)?;
+            let background_us = if raw.is_in_foreground() {
+                raw.enter()?;
+                None
+            } else {
+                Some(0)
+            };
+            terminal = Some(Keys { ahead: VecDeque::new(), prefix: false, end: false, raw, background_us });
         }
-        Ok(StdioEnd { input: shared, output, terminal })
+        Ok(StdioEnd { input: shared, output, terminal, screen })
+    }
+
+    /// Sees whether the terminal is this program's, and sets it.
+    fn settle(&mut self, now_us: u64) {
+        let Some(keys) = &mut self.terminal else { return };
+        let was_away = keys.background_us.is_some();
+        if !keys.raw.is_in_foreground() {
+            keys.background_us = Some(now_us.saturating_add(LOOK_US));
+            if !was_away {
+                keys.raw.leave_to_shell();
+            }
+        } else if was_away {
+            keys.background_us = None;
+            let _ = keys.raw.enter();
+        }
     }
 
     /// Reads what was typed and acts on the prefix.
     fn pump(&mut self) {
         let Some(keys) = &mut self.terminal else { return };
         let mut typed = [0; 256];
+        if keys.background_us.is_some() {
+            return;
+        }
         while let Ok(got) = self.input.read(&mut typed) {
             for &key in &typed[..got] {
                 let pass = match (std::mem::take(&mut keys.prefix), key) {
@@ -93,9 +225,18 @@ impl StdioEnd {
                 if pass && keys.ahead.len() < TYPE_AHEAD {
                     keys.ahead.push_back(key);
                 } else if pass {
-                    let _ = self.output.write(&[BELL]);
+                    // In a file nobody hears it.
+                    if let Output::Stream { stream, .. } = &mut self.output {
+                        let _ = stream.try_write(&[BELL]);
+                    }
                 }
             }
+        }
+        // Put in the background between the look and the read, which is an error then and not the end.
+        if self.input.input_closed() && !keys.raw.is_in_foreground() {
+            self.input.reopen_input();
+            keys.background_us = Some(0);
+            keys.raw.leave_to_shell();
         }
     }
 }
@@ -117,6 +258,22 @@ impl ByteEnd for StdioEnd {
             count => Ok(count),
         }
     }
+
+    fn forget(&mut self) {
+        if let Output::File(appender) = &mut self.output {
+            appender.forget();
+        }
+    }
+
+    fn size(&self) -> Option<(u16, u16)> {
+        self.screen.as_ref().and_then(|(_, size)| *size)
+    }
+}
+
+/// Columns and rows, where the terminal knows them: a serial line does not.
+fn size_of_terminal(terminal: impl AsFd) -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(terminal).ok()?;
+    (size.ws_col != 0 && size.ws_row != 0).then_some((size.ws_col, size.ws_row))
 }
 
 impl HostEnd for StdioEnd {
@@ -125,12 +282,30 @@ impl HostEnd for StdioEnd {
         self.output.watch(watches);
     }
 
-    fn progress(&mut self, _now_us: u64) {
+    fn progress(&mut self, now_us: u64) {
         self.input.forget();
-        self.output.forget();
+        self.output.progress(now_us);
         if self.terminal.is_some() {
+            self.settle(now_us);
             self.pump();
+        }
+        if self.terminal.as_ref().is_some_and(|keys| keys.background_us.is_none()) {
             self.input.expect_input();
+        }
+    }
+
+    fn deadline_us(&self) -> Option<u64> {
+        let look = self.terminal.as_ref().and_then(|keys| keys.background_us);
+        [look, self.output.deadline_us()].into_iter().flatten().min()
+    }
+
+    fn terminal_news(&mut self, news: TerminalNews) {
+        if let (TerminalNews::Continued, Some(keys)) = (news, &mut self.terminal) {
+            // Its shell had it, and may have set it for itself; `progress` sees whose it is now.
+            keys.background_us.get_or_insert(0);
+        }
+        if let Some((screen, size)) = &mut self.screen {
+            *size = size_of_terminal(screen);
         }
     }
 
@@ -139,11 +314,14 @@ impl HostEnd for StdioEnd {
     }
 
     fn state(&self) -> Cow<'static, str> {
-        match (self.terminal.is_some(), self.input.input_closed(), self.output.output_closed()) {
-            (_, _, true) => "output closed",
-            (_, true, _) => "input ended",
-            (true, ..) => "terminal",
-            (false, ..) => "open",
+        if let Some(state) = self.output.state() {
+            return state;
+        }
+        match (&self.terminal, self.input.input_closed()) {
+            (_, true) => "input ended",
+            (Some(Keys { background_us: Some(_), .. }), _) => "terminal, in the background",
+            (Some(_), _) => "terminal",
+            (None, _) => "open",
         }
         .into()
     }
@@ -161,10 +339,28 @@ static FOUND: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 /// Keeps a terminal raw until it is dropped or the program panics.
 #[derive(Debug)]
-struct RawMode;
+struct RawMode(OwnedFd);
 
 impl RawMode {
-    fn enter(terminal: BorrowedFd<'_>) -> std::io::Result<RawMode> {
+    fn of(terminal: BorrowedFd<'_>) -> std::io::Result<RawMode> {
+        Ok(RawMode(terminal.try_clone_to_owned()?))
+    }
+
+    /// Whether the terminal is this program's. One that controls nobody, as in a test, is anybody's.
+    fn is_in_foreground(&self) -> bool {
+        rustix::termios::tcgetpgrp(&self.0).map_or(true, |group| group == rustix::process::getpgrp())
+    }
+
+    /// The shell has the terminal: it has set it for itself, and there is nothing to be restored.
+    fn leave_to_shell(&self) {
+        if let Ok(mut slot) = FOUND.lock() {
+            *slot = None;
+        }
+    }
+
+    /// Sets it, and keeps it as it is found.
+    fn enter(&self) -> std::io::Result<()> {
+        let terminal = self.0.as_fd();
         let found = rustix::termios::tcgetattr(terminal)?;
         let mut raw = found.clone();
         raw.input_modes -= InputModes::BRKINT
@@ -192,10 +388,14 @@ impl RawMode {
             }));
         });
         if let Ok(mut slot) = FOUND.lock() {
-            *slot = Some((terminal.try_clone_to_owned()?, found));
+            // Where a shell left it raw while this was stopped, what was found first is what is to be restored.
+            let is_raw = !found.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO);
+            if slot.is_none() || !is_raw {
+                *slot = Some((terminal.try_clone_to_owned()?, found));
+            }
         }
         rustix::termios::tcsetattr(terminal, OptionalActions::Now, &raw)?;
-        Ok(RawMode)
+        Ok(())
     }
 }
 
@@ -254,6 +454,46 @@ mod tests {
     }
 
     #[test]
+    fn an_error_that_may_pass_is_waited_for_and_an_end_is_said_once() {
+        let (input, _feed) = std::io::pipe().unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut end = StdioEnd::over(input.as_fd(), full.as_fd()).unwrap();
+        assert_eq!(end.write(b"x"), Err(EndError::WouldBlock), "it is not acknowledged");
+        assert_eq!((&*end.state(), end.deadline_us()), ("no space", Some(0)));
+        end.progress(5);
+        assert_eq!(end.deadline_us(), Some(5 + super::super::trouble::RETRY_US));
+        assert_eq!(end.size(), None, "no terminal, no size");
+
+        let (drain, output) = std::io::pipe().unwrap();
+        let mut end = StdioEnd::over(input.as_fd(), output.as_fd()).unwrap();
+        assert_eq!((end.write(b"one"), end.deadline_us()), (Ok(3), None));
+        drop(drain);
+        // A test beside this one that starts a process holds a copy of the pipe for an instant.
+        while end.write(b"two").is_ok() {}
+        assert_eq!(end.write(b"two"), Err(EndError::Closed));
+        assert_eq!(
+            (&*end.state(), end.deadline_us()),
+            ("output has ended (Broken pipe (os error 32))", Some(0))
+        );
+        end.progress(6);
+        assert_eq!((end.write(b"two"), end.deadline_us()), (Err(EndError::Closed), None), "said once");
+    }
+
+    #[test]
+    fn a_file_in_place_of_a_terminal_is_written_by_a_thread() {
+        let (input, _feed) = std::io::pipe().unwrap();
+        let path = std::env::temp_dir().join(format!("pmm-stdio-{}", std::process::id()));
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"before ").unwrap();
+        let mut end = StdioEnd::over(input.as_fd(), file.as_fd()).unwrap();
+        assert_eq!(end.write(b"after"), Err(EndError::WouldBlock), "only when the kernel has it");
+        wait(&mut end);
+        assert_eq!(end.write(b"after"), Ok(5));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before after");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
     fn a_socket_in_place_of_a_pipe_gets_its_flags_back() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut end = StdioEnd::over(one.as_fd(), one.as_fd()).unwrap();
@@ -274,9 +514,15 @@ mod tests {
         let before = rustix::termios::tcgetattr(&terminal).unwrap().local_modes;
         assert!(before.contains(LocalModes::ICANON));
 
+        let mut size = rustix::termios::tcgetwinsize(&terminal).unwrap();
         let mut end = StdioEnd::over(terminal.as_fd(), terminal.as_fd()).unwrap();
         end.progress(0);
         assert!(end.announcement().is_some());
+        assert_eq!(end.size(), None, "a terminal that does not know its size");
+        (size.ws_col, size.ws_row) = (132, 43);
+        rustix::termios::tcsetwinsize(&user, size).unwrap();
+        end.terminal_news(TerminalNews::Resized);
+        assert_eq!(end.size(), Some((132, 43)));
         let raw = rustix::termios::tcgetattr(&terminal).unwrap().local_modes;
         assert!(!raw.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
         let mut into = [0; 16];
@@ -295,6 +541,16 @@ mod tests {
         user.write_all(b"x").unwrap();
         wait(&mut end);
         assert!(end.wants_to_end());
+
+        // Stopped, and the shell has set its terminal for itself.
+        let mut shells = rustix::termios::tcgetattr(&terminal).unwrap();
+        shells.local_modes = before;
+        rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &shells).unwrap();
+        end.terminal_news(TerminalNews::Continued);
+        assert_eq!(end.deadline_us(), Some(0));
+        end.progress(0);
+        let raw = rustix::termios::tcgetattr(&terminal).unwrap().local_modes;
+        assert!(!raw.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG), "raw again");
 
         drop(end);
         assert_eq!(rustix::termios::tcgetattr(&terminal).unwrap().local_modes, before);

@@ -31,3 +31,17 @@ pub(crate) use limit::limited;
 pub use status::{
     DeviceStatus, DoorbellStatus, LinkStatus, Process, QueueStatus, RegionStatus, Status, remedy,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn what_a_guest_says_moves_no_cursor_and_turns_no_letters() {
+        let evil = "it's \"fine\" \u{1b}[2J\r\n\u{9b}31m\u{7}\u{202e}txt\u{2066}\u{2028}\u{7f}\u{85}\u{feff}\u{200f}e\u{301}";
+        let shown = printable(evil);
+        assert!(shown.starts_with("it's \"fine\" \\u{1b}[2J\\r\\n\\u{9b}31m"), "{shown}");
+        assert!(shown.chars().all(|char| char == ' ' || char.is_ascii_graphic()), "{shown}");
+        assert_eq!(printable("Grüße, 漢字"), "Grüße, 漢字");
+    }
+}

@@ -39,6 +39,8 @@ const GAPS: usize = MAX_QUEUES * 3 + 1;
 const STEADY: Micros = 100_000;
 /// InterruptStatus: a ring has used buffers.
 const USED_RING: u32 = 1;
+/// InterruptStatus: the configuration has changed.
+const CONFIGURATION: u32 = 2;
 
 /// A queue that was acknowledged: all that a successor needs to go on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +72,8 @@ pub struct PlainRecord {
 
 /// Keeps a [`PlainRecord`] where the next PMM finds it. It is told before each acknowledgement.
 pub trait Recorder: Send {
-    /// Stores the record. `false`: it could not be, and the guest is not told; it is tried again at the next look.
+    /// Stores the record. `false`: it could not be, or is not yet, and the guest is not told; it is asked again at the
+    /// next look, which whoever stores beside the loop brings about.
     fn record(&mut self, record: &PlainRecord) -> bool;
 }
 
@@ -163,9 +166,10 @@ impl PlainDevice {
             _ => Fault::None,
         }
     }
-    /// Whether the guest has not acknowledged an interrupt yet.
+    /// Whether the guest has not acknowledged an interrupt yet. One that tells of the configuration does not count: many
+    /// a driver never asks for it.
     pub const fn is_unacknowledged(&self) -> bool {
-        self.interrupt != 0
+        self.interrupt & USED_RING != 0
     }
     /// Queues that the guest has set up.
     pub const fn queues(&self) -> &DeviceRecord {
@@ -210,6 +214,15 @@ impl PlainDevice {
         if self.count != 0 {
             self.state = State::Off;
         }
+    }
+
+    /// Tells the guest that the configuration has changed. `false`: nobody listens.
+    pub fn announce_configuration<M: Mem>(&mut self, m: &M, window: Window) -> bool {
+        if self.runs() {
+            self.interrupt |= CONFIGURATION;
+            m.publish32(window.at(reg::INTERRUPT_STATUS), self.interrupt);
+        }
+        self.runs()
     }
 
     /// Makes the device as new: the guest has rebooted or gone.

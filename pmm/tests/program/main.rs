@@ -470,6 +470,30 @@ fn a_terminal_is_restored_after_a_signal() {
 }
 
 #[test]
+fn a_terminal_is_raw_again_after_a_stop() {
+    use rustix::process::{WaitIdOptions, waitid};
+    let dir = Dir::new();
+    let (user, terminal) = terminal();
+    let before = rustix::termios::tcgetattr(&terminal).unwrap();
+    let mut running = on_terminal(&dir, &terminal);
+    expect(&user, "Ctrl-A x ends");
+    dir.wait_for("links.0.state=serving");
+    running.signal(Signal::STOP);
+    let id = rustix::process::WaitId::Pid(Pid::from_child(&running.0));
+    assert!(waitid(id, WaitIdOptions::STOPPED).unwrap().is_some_and(|status| status.stopped()));
+    // What its shell does then.
+    rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &before).unwrap();
+    running.signal(Signal::CONT);
+    // A terminal that is not raw keeps these for a line that never ends.
+    (&user).write_all(b"\x01h").unwrap();
+    expect(&user, "goes to the guest, Ctrl-C too");
+    assert!(!modes(&terminal).intersects(LocalModes::ISIG | LocalModes::ICANON | LocalModes::ECHO));
+    (&user).write_all(b"\x01x").unwrap();
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    assert_eq!(modes(&terminal), before.local_modes);
+}
+
+#[test]
 fn a_memfd_is_found_by_the_path_that_is_printed() {
     let dir = Dir::new();
     let mut command = pmm();

@@ -50,6 +50,8 @@ struct Screen {
     sent: Vec<u8>,
     typed: VecDeque<u8>,
     stuck: bool,
+    /// Its columns and rows, if they are not 80 and 24.
+    size: Option<(u16, u16)>,
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -69,6 +71,10 @@ impl Terminal {
     /// Takes no bytes any more, or takes them again.
     pub fn stick(&self, stuck: bool) {
         lock(&self.0).stuck = stuck;
+    }
+    /// Gets another size, in columns and rows.
+    pub fn resize(&self, cols: u16, rows: u16) {
+        lock(&self.0).size = Some((cols, rows));
     }
     /// Does something while the PMM is in the middle of its look: when it sends the next bytes.
     pub fn meanwhile(&self, act: impl FnOnce() + Send + 'static) {
@@ -96,6 +102,9 @@ impl ByteEnd for Terminal {
             *to = from;
         }
         Ok(count)
+    }
+    fn size(&self) -> Option<(u16, u16)> {
+        lock(&self.0).size.or(Some((80, 24)))
     }
 }
 

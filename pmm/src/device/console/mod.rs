@@ -3,6 +3,9 @@
 //! A transmit buffer is used only after the host end took its last byte: used means acknowledged, and a PMM that
 //! dies before it lets the guest send the buffer again. In the other direction the device reads from the host end
 //! only when the guest has posted a buffer for it, so that nothing waits in a place that dies with this process.
+//!
+//! The size is the terminal's own. Where there is none, or it does not say, the feature is not offered: a guest that is
+//! told of 80 by 24 would believe it.
 
 use hvl_shared_abi::ring::{Access, RingFault};
 use hvl_shared_abi::wire::console::{Config, F_SIZE, RECEIVE, TRANSMIT};
@@ -23,23 +26,30 @@ const BUDGET: usize = 64 << 10;
 /// The device, over a host end.
 pub struct Console<E> {
     end: E,
-    size: (u16, u16),
+    /// A size that whoever made this said.
+    fixed: Option<(u16, u16)>,
+    /// The size that the driver was told of last.
+    told: Option<(u16, u16)>,
     sending: Option<Request<SEGMENTS>>,
     receiving: Option<Request<SEGMENTS>>,
 }
 
 impl<E: ByteEnd> Console<E> {
-    /// A console of 80 by 24 characters at `end`.
+    /// A console at `end`, of its size if it has one.
     pub const fn new(end: E) -> Console<E> {
-        Console { end, size: (80, 24), sending: None, receiving: None }
+        Console { end, fixed: None, told: None, sending: None, receiving: None }
     }
-    /// The same with another size, in columns and rows.
+    /// The same with a size of its own, in columns and rows.
     pub fn with_size(self, cols: u16, rows: u16) -> Console<E> {
-        Console { size: (cols, rows), ..self }
+        Console { fixed: Some((cols, rows)), ..self }
     }
     /// The host end.
     pub const fn end(&mut self) -> &mut E {
         &mut self.end
+    }
+
+    fn size(&self) -> Option<(u16, u16)> {
+        self.fixed.or_else(|| self.end.size())
     }
 
     /// Guest to host. Returns whether the batch was full.
@@ -123,17 +133,24 @@ impl<M: Mem, E: ByteEnd> Device<M> for Console<E> {
         DeviceId::CONSOLE
     }
     fn features(&self) -> u64 {
-        F_SIZE
+        if self.size().is_some() { F_SIZE } else { 0 }
     }
     fn config(&self, into: &mut [u8]) -> usize {
-        let bytes = Config::new(self.size.0, self.size.1).to_bytes();
+        let (cols, rows) = self.size().unwrap_or((0, 0));
+        let bytes = Config::new(cols, rows).to_bytes();
         into.split_first_chunk_mut().map_or(0, |(into, _)| {
             *into = bytes;
             bytes.len()
         })
     }
+    fn config_changed(&mut self) -> bool {
+        // A terminal that does not say its size any more still has the last one.
+        let size = self.size().or(self.told);
+        size != core::mem::replace(&mut self.told, size)
+    }
     fn reset(&mut self) {
         (self.sending, self.receiving) = (None, None);
+        self.end.forget();
     }
     fn process(&mut self, queues: &mut Queues<'_, '_, M>) -> Result<bool, RingFault> {
         let more = self.transmit(queues)?;
