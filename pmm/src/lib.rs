@@ -26,6 +26,8 @@ pub mod open;
 #[cfg(feature = "std")]
 pub mod options;
 #[cfg(feature = "std")]
+pub mod privileges;
+#[cfg(feature = "std")]
 pub mod region;
 #[cfg(feature = "std")]
 pub mod serve;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use hvl_pmm::options::{Command, LogOptions, Run, parse};
-use hvl_pmm::{Failure, ignore_signals, observe, open, serve, share};
+use hvl_pmm::{Failure, ignore_signals, observe, open, privileges, serve, share};
 
 fn main() -> ExitCode {
     // What a system call reports as well ends nothing, from the first file on that is touched.
@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         Command::Status(request) => {
             observe::status(&request, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
         }
-        Command::Share(directory) => share::serve(&directory).map(|()| ExitCode::SUCCESS),
+        Command::Share(directory) => privileges::for_share(&directory)
+            .and_then(|()| share::serve(&directory))
+            .map(|()| ExitCode::SUCCESS),
         Command::Run(run) => serve_links(&run),
     });
     let code = match result {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
 
 /// What fails once the log has begun is in the log, and said nowhere else.
 fn serve_links(run: &Run) -> Result<ExitCode, Failure> {
+    privileges::for_links(run)?;
     let opened = open::open(run)?;
     let LogOptions { json, .. } = run.log;
     observe::log::start(run.log);

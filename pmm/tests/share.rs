@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -186,6 +187,35 @@ fn several_clients_at_once_and_an_orderly_end() {
         assert!(client.receive().is_empty(), "the connection has ended");
         assert_eq!(std::fs::read(dir.path(&format!("tree/file{number}"))).unwrap(), b"12345");
     }
+}
+
+#[test]
+fn what_is_not_needed_is_given_up() {
+    if !rustix::process::geteuid().is_root() {
+        hvl_test_kit::skipped("what_is_not_needed_is_given_up needs root, who has something to give up");
+        return;
+    }
+    let dir = Dir::new();
+    let file = dir.path("tree/hello");
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(&file, mode(0o4755)).unwrap();
+    let (server, socket) = dir.unix(&[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    // chown, dac_override, dac_read_search, fowner, net_bind_service.
+    let kept = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 10;
+    assert_eq!((field("CapPrm:") & !kept, field("CapEff:") & !kept), (0, 0), "{status}");
+    assert_eq!((field("CapInh:"), field("CapAmb:"), field("NoNewPrivs:")), (0, 0, 1), "{status}");
+    let mut client = connect(&socket).attach(8192);
+    let (names, _) = Names::of_path(b"hello");
+    client.ask(1, Request::Walk { fid: 0, new_fid: 9, names });
+    client.ask(1, Request::Lopen { fid: 9, flags: open::WRITE_ONLY });
+    client.send(3, Request::Write { fid: 9, offset: 0, count: Payload(5) }, b"guest");
+    assert_eq!(Reply::parse(&client.receive()).unwrap().message, Reply::Write { count: 5 });
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
 }
 
 #[test]

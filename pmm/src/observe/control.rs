@@ -225,7 +225,11 @@ impl Client {
     }
 
     fn answer(&mut self, boards: &[Arc<Board>]) {
-        let process = || Process { version: env!("CARGO_PKG_VERSION").into(), pid: std::process::id() };
+        let process = || {
+            let (capabilities, no_new_privs) = crate::privileges::left();
+            let version = env!("CARGO_PKG_VERSION").into();
+            Process { version, pid: std::process::id(), capabilities, no_new_privs }
+        };
         let status = || Status { pmm: process(), links: boards.iter().map(|board| board.latest()).collect() };
         match &mut self.want {
             Want::Nothing => {}

@@ -21,6 +21,12 @@ pub struct Process {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// What it may do beyond an ordinary user: the names of the capabilities that it kept.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// No program that it starts can have more.
+    #[serde(default)]
+    pub no_new_privs: bool,
 }
 
 /// One link.
@@ -187,6 +193,9 @@ impl LinkStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pmm {}, process {}", self.pmm.version, self.pmm.pid)?;
+        if !self.pmm.capabilities.is_empty() {
+            writeln!(f, "  may use {}", printable(&self.pmm.capabilities.join(" ")))?;
+        }
         self.links.iter().try_for_each(|link| write!(f, "{link}"))
     }
 }

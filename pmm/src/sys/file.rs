@@ -61,3 +61,16 @@ pub(crate) fn get_range_lock(fd: BorrowedFd<'_>, range: RangeLock) -> io::Result
     let number = |value: i64| u64::try_from(value).unwrap_or_default();
     Ok(Some(RangeLock { kind, start: number(found.l_start), length: number(found.l_len) }))
 }
+
+/// Makes this thread, and no other, a user and group as far as files are concerned. `false`: it may not.
+///
+/// Not the C library's `setuid` and its kin, which change all threads.
+pub(crate) fn set_fs_ids(uid: u32, gid: u32) -> bool {
+    // SAFETY: the calls take numbers and change nothing but this thread's credentials. What they return is the number
+    // before; one that cannot be set, as -1, leaves it, and so tells what it is.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        (libc::setfsuid(u32::MAX) as u32, libc::setfsgid(u32::MAX) as u32) == (uid, gid)
+    }
+}

@@ -18,7 +18,7 @@ mod file;
 pub(crate) mod pieces;
 mod signals;
 
-pub(crate) use file::{LockKind, RangeLock, get_range_lock, set_range_lock};
+pub(crate) use file::{LockKind, RangeLock, get_range_lock, set_fs_ids, set_range_lock};
 pub use signals::ignore_signals;
 pub(crate) use signals::{Signal, Signals};
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hvl_shared_abi::wire::p9::{Entry, EntryWriter, Errno, IO_HEADER, Qid, Reply, entry_kind, open};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 
+use super::acting::On;
 use super::fid::{Fid, OpenFile, State, locked};
 use super::resolve::{Counted, Name, Node, errno, join, qid_kind, qid_path};
 use super::session::{Out, Session};
@@ -57,7 +58,9 @@ impl Session {
         if !matches!(&*state, State::Reached) {
             return Err(Errno::BADF);
         }
+        let acting = self.acting(fid.user, On::File(&node))?;
         let file = self.opened(self.export.root.reopen(&node, flags)?, &node, flags);
+        drop(acting);
         let qid = self.qid(&node)?;
         *state = State::Open(file);
         drop(state);
@@ -82,7 +85,10 @@ impl Session {
         let flags = open_flags(flags)?.difference(OFlags::DIRECTORY);
         let mode = permissions(mode);
         let root = &self.export.root;
-        let (node, file) = match root.create(&directory, name, flags.difference(OFlags::TRUNC), mode) {
+        let acting = self.acting(fid.user, On::name(&directory))?;
+        let created = root.create(&directory, name, flags.difference(OFlags::TRUNC), mode);
+        drop(acting);
+        let (node, file) = match created {
             Ok((node, file)) => {
                 self.settle(&node, fid.user, gid)?;
                 self.settle_mode(&node, mode)?;
@@ -90,7 +96,10 @@ impl Session {
             }
             // What is there already is opened like anything else: after a look at what it is.
             Err(Errno::EXIST) if !exclusive => {
+                let acting = self.acting(fid.user, On::File(&directory))?;
                 let node = root.step(&directory, name)?;
+                drop(acting);
+                let _acting = self.acting(fid.user, On::File(&node))?;
                 let file = root.reopen(&node, flags)?;
                 (node, file)
             }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE, NO_UID};
 
+mod acting;
 mod at_once;
 mod data;
 mod fid;
@@ -71,8 +72,9 @@ pub enum Ids {
         gid: u32,
     },
     /// Users and groups `inside`, `inside + 1` and so on of a client are those from `outside` on of this host, `count` of
-    /// them. Whatever belongs to others is shown as [`NOBODY`]'s; nothing can be given to others, and what they make
-    /// belongs to this process.
+    /// them. Whatever belongs to others is shown as [`NOBODY`]'s and nothing can be given to others. Requests are carried
+    /// out as the user of this host that the client's is, and as [`NOBODY`] for one that is none; the client's root has the
+    /// rights of root over what belongs to mapped users and groups alone, as in a user namespace.
     Map {
         /// The client's first.
         inside: u32,
@@ -156,6 +158,11 @@ impl Export {
                 "{name}: cannot be exported ({error}); name a directory that this user can read"
             ))
         })?;
+        if !Export::can_act(rules.ids) {
+            return refused(format!(
+                "{name}: a mapped client acts as its users of this host, which takes CAP_SETUID, CAP_SETGID and the rights over files of root; start it as root, or write squash instead of map"
+            ));
+        }
         Export::of(directory, path, tag, rules, Root::CONFINED).or_else(|why| {
             refused(format!(
                 "{name}: a client could not be confined to it ({why:?}); a kernel with openat2 (Linux 5.6) and a \

@@ -10,6 +10,7 @@ use hvl_shared_abi::wire::p9::{
 };
 
 use super::Export;
+use super::acting::On;
 use super::fid::{Fid, State, Table, locked};
 use super::place::{Place, WayRoom};
 use super::resolve::{Name, Node, join, qid_of, split};
@@ -329,6 +330,7 @@ impl Session {
                     (root.directory(parent)?, parent.to_vec())
                 } else {
                     let name = Name::check(name)?;
+                    let _acting = self.acting(start.user, On::File(&node))?;
                     (root.step(&node, name)?, join(&path, name)?)
                 };
                 let qid = self.qid(&next)?;

@@ -11,6 +11,7 @@ use rustix::fs::{
 };
 
 use super::Ids;
+use super::acting::On;
 use super::fid::{Fid, State, locked};
 use super::resolve::{Name, Node, device, errno, identity, join, qid_of, split, status};
 use super::session::{Out, Session};
@@ -63,6 +64,10 @@ impl Session {
         self.may_change()?;
         let fid = self.fid(fid)?;
         let node = self.node(&fid)?;
+        // Whatever a device node, a FIFO or a socket is, it is another program's.
+        if !matches!(node.kind(), FileType::RegularFile | FileType::Directory | FileType::Symlink) {
+            return Err(Errno::PERM);
+        }
         let wants = |bit| attr.valid & bit != 0;
         // What can be refused without touching anything comes first.
         let time = |time: Time, now_bit, set_bit| match (wants(now_bit), wants(set_bit)) {
@@ -81,6 +86,7 @@ impl Session {
         if wants(setattr::SIZE) && i64::try_from(attr.size).is_err() {
             return Err(Errno::INVAL);
         }
+        let _acting = self.acting(fid.user, On::File(&node))?;
         if wants(setattr::UID | setattr::GID) {
             let given = |bit, id| if wants(bit) { id } else { NO_UID };
             self.change_owner(&node, given(setattr::UID, attr.uid), given(setattr::GID, attr.gid))?;
@@ -209,7 +215,9 @@ impl Session {
         self.may_change()?;
         let (fid, directory) = self.directory(fid)?;
         let (name, mode) = (Name::check(name)?, permissions(mode));
+        let acting = self.acting(fid.user, On::name(&directory))?;
         rustix::fs::mkdirat(&directory, name.bytes(), mode).map_err(errno)?;
+        drop(acting);
         let qid = self.finish(&directory, name, fid.user, gid, Some(mode))?;
         out.send(Reply::Mkdir { qid })
     }
@@ -232,7 +240,9 @@ impl Session {
             target if target.contains(&0) => return Err(Errno::INVAL),
             _ => {}
         }
+        let acting = self.acting(fid.user, On::name(&directory))?;
         rustix::fs::symlinkat(target, &directory, name.bytes()).map_err(errno)?;
+        drop(acting);
         let qid = self.finish(&directory, name, fid.user, gid, None)?;
         out.send(Reply::Symlink { qid })
     }
@@ -252,7 +262,9 @@ impl Session {
             return Err(Errno::PERM);
         }
         let mode = permissions(mode);
+        let acting = self.acting(fid.user, On::name(&directory))?;
         let (node, _file) = self.export.root.create(&directory, name, OFlags::WRONLY, mode)?;
+        drop(acting);
         self.settle(&node, fid.user, gid)?;
         self.settle_mode(&node, mode)?;
         let qid = self.qid(&node)?;
@@ -261,11 +273,20 @@ impl Session {
 
     pub(super) fn link(&self, directory: u32, fid: u32, name: &[u8], out: Out<'_>) -> Result<usize, Errno> {
         self.may_change()?;
-        let (_, directory) = self.directory(directory)?;
+        let (to_fid, directory) = self.directory(directory)?;
         let (node, name) = (self.node(&*self.fid(fid)?)?, Name::check(name)?);
         if !matches!(node.kind(), FileType::RegularFile | FileType::Symlink) {
             return Err(Errno::PERM);
         }
+        // Nor what would give whoever runs it its owner's rights, for as long as the client likes: as the kernel has it
+        // for whoever is not the owner (fs.protected_hardlinks).
+        let status = node.status()?;
+        let mode = u32::from(status.stx_mode);
+        if node.kind() == FileType::RegularFile && (mode & 0o4000 != 0 || mode & 0o2010 == 0o2010) {
+            return Err(Errno::PERM);
+        }
+        let on = On::Name { within: [&directory; 2], of: [Some(status), None] };
+        let _acting = self.acting(to_fid.user, on)?;
         self.export.root.link(&node, &directory, name)?;
         out.send(Reply::Link {})
     }
@@ -278,13 +299,15 @@ impl Session {
         out: Out<'_>,
     ) -> Result<usize, Errno> {
         self.may_change()?;
-        let (_, directory) = self.directory(directory)?;
+        let (fid, directory) = self.directory(directory)?;
         let name = Name::check(name)?;
         let flags = match flags {
             0 => AtFlags::empty(),
             AT_REMOVEDIR => AtFlags::REMOVEDIR,
             _ => return Err(Errno::INVAL),
         };
+        let on = On::Name { within: [&directory; 2], of: [self.named(&directory, name), None] };
+        let _acting = self.acting(fid.user, on)?;
         rustix::fs::unlinkat(&directory, name.bytes(), flags).map_err(errno)?;
         out.send(Reply::Unlinkat {})
     }
@@ -305,6 +328,8 @@ impl Session {
         let path = place.way();
         let (parent, name) = self.place(place.identity, &path)?;
         let flags = if place.kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let on = On::Name { within: [&parent; 2], of: [self.named(&parent, name), None] };
+        let _acting = self.acting(fid.user, on)?;
         rustix::fs::unlinkat(&parent, name.bytes(), flags).map_err(errno)?;
         out.send(Reply::Remove {})
     }
@@ -318,7 +343,10 @@ impl Session {
         let _moving = self.moving();
         let path = place.way();
         let (from, old_name) = self.place(place.identity, &path)?;
+        let of = [self.named(&from, old_name), self.named(&to, new_name)];
+        let acting = self.acting(to_fid.user, On::Name { within: [&from, &to], of })?;
         rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
+        drop(acting);
         self.was_moved(&path, &to_fid.path(), new_name);
         out.send(Reply::Rename {})
     }
@@ -336,7 +364,10 @@ impl Session {
         let (to_fid, to) = self.directory(new_directory)?;
         let (old_name, new_name) = (Name::check(old_name)?, Name::check(new_name)?);
         let _moving = self.moving();
+        let of = [self.named(&from, old_name), self.named(&to, new_name)];
+        let acting = self.acting(to_fid.user, On::Name { within: [&from, &to], of })?;
         rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
+        drop(acting);
         if let Ok(old) = join(&from_fid.path(), old_name) {
             self.was_moved(&old, &to_fid.path(), new_name);
         }

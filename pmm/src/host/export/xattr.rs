@@ -3,6 +3,7 @@
 use hvl_shared_abi::wire::p9::{Errno, MAX_NAME, Reply, xattr};
 use rustix::fs::{FileType, XattrFlags};
 
+use super::acting::On;
 use super::fid::{Fid, Held, NewAttribute, State, locked};
 use super::resolve::{Node, errno, own_path};
 use super::session::{Out, Session};
@@ -46,6 +47,7 @@ impl Session {
             (table.generation(), table.get(from)?)
         };
         let node = self.node(&fid)?;
+        let acting = self.acting(fid.user, On::File(&node))?;
         // Room for the largest first: a value that grows between being measured and being read is no special case.
         let mut held = Held::reserve(&self.attribute_bytes, LARGEST)?;
         let length = if name.is_empty() {
@@ -62,6 +64,7 @@ impl Session {
         } else {
             rustix::fs::getxattr(bearer(&node)?, check(name)?, &mut held.bytes[..]).map_err(errno)?
         };
+        drop(acting);
         held.shrink(length);
         let what = Fid::new(fid.place(), State::Attribute(held), fid.user);
         self.table().add(generation, to, what)?;
@@ -142,7 +145,9 @@ impl Session {
         if new.written != new.value.bytes.len() {
             return Err(Errno::INVAL);
         }
-        let path = bearer(&self.node(fid)?)?;
+        let node = self.node(fid)?;
+        let path = bearer(&node)?;
+        let _acting = self.acting(fid.user, On::File(&node))?;
         // So Linux removes one. An empty value with other flags is a value.
         if new.value.bytes.is_empty() && new.flags.contains(XattrFlags::REPLACE) {
             return rustix::fs::removexattr(path, &new.name[..]).map_err(errno);

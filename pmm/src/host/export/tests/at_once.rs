@@ -38,6 +38,13 @@ fn ask(client: &Client, message: Request<'_>, data: &[Piece]) -> Option<(Vec<u8>
         .map(|moved| (answer.to_vec(), moved))
 }
 
+/// Writes to a fid from a guest's memory; whether that needed no worker.
+pub(super) fn writes_at_once(client: &Client, fid: u32) -> bool {
+    let memory = memory();
+    let data = pieces(&memory, [1, 2, 3]);
+    ask(client, Request::Write { fid, offset: 0, count: Payload(6) }, &data).is_some()
+}
+
 fn head(reply: Reply<'_>) -> Vec<u8> {
     let mut bytes = vec![0; REPLY_PREFIX];
     reply.emit_prefix(7, &mut bytes).unwrap();

@@ -130,41 +130,165 @@ fn squashed_ids_show_one_owner() {
 }
 
 #[test]
-fn mapped_ids_are_others_on_this_host() {
+fn a_mapped_client_is_shown_its_own_numbers() {
+    if !is_root() {
+        hvl_test_kit::skipped(
+            "a_mapped_client_is_shown_its_own_numbers needs root, which alone can be others",
+        );
+        return;
+    }
     let folder = Folder::new();
     let file = folder.write("tree/f", "");
-    let (uid, gid) = (file.metadata().unwrap().uid(), file.metadata().unwrap().gid());
-    // Users 1000 and 1001 of the client, the first of whom this process is.
+    std::os::unix::fs::chown(&file, Some(5000), Some(4999)).unwrap();
+    // Users 1000 and 1001 of the client.
     let map = |outside| Rules { ids: Ids::Map { inside: 1000, outside, count: 2 }, ..Rules::default() };
-    let mut client = Client::with(&folder, map(uid));
+    let mut client = Client::with(&folder, map(5000));
     client.reach(1, "f");
-    let shown = gid.checked_sub(uid).filter(|index| *index < 2).map_or(NOBODY, |index| 1000 + index);
-    assert_eq!((client.attr(1).uid, client.attr(1).gid), (1000, shown));
+    assert_eq!((client.attr(1).uid, client.attr(1).gid), (1000, NOBODY));
     let owner = |uid| Request::Setattr { fid: 1, attr: SetAttr { uid, ..set(setattr::UID) } };
     client.ask(owner(1000)).ok();
-    for other in [0, 999, 1002, uid] {
+    for other in [0, 999, 1002, 5000] {
         assert_eq!(client.ask(owner(other)).errno(), Errno::INVAL, "{other}");
     }
-    // Whoever has no number here makes things for this process.
-    for (fid, user) in [(5, 1000), (6, 0), (7, 4711)] {
-        client.ask(Request::Attach { fid, afid: NO_FID, user: b"", tree: b"", uid: user }).ok();
-        let name = user.to_string();
-        client.ask(Request::Mkdir { directory: fid, name: name.as_bytes(), mode: 0o755, gid: NO_UID }).ok();
-        assert_eq!(folder.tree().join(&name).metadata().unwrap().uid(), uid);
+    assert_eq!(client.ask(owner(1001)).errno(), Errno::PERM, "an ordinary user gives nothing away");
+}
+
+/// How opening a file ends for whoever has attached fid `root`.
+fn opens(client: &mut Client, root: u32, path: &str, flags: u32) -> Result<(), Errno> {
+    const FID: u32 = 800;
+    let count = path.split('/').count();
+    let result = match client.walk_from(root, FID, path)? {
+        passed if passed < count => return Err(Errno::ACCES),
+        _ => match client.ask(Request::Lopen { fid: FID, flags }).get() {
+            Reply::Error { errno } => Err(errno),
+            _ => Ok(()),
+        },
+    };
+    client.clunk(FID).ok();
+    result
+}
+
+#[test]
+fn a_mapped_root_is_root_over_mapped_files_alone() {
+    if !is_root() {
+        hvl_test_kit::skipped(
+            "a_mapped_root_is_root_over_mapped_files_alone needs root, which alone can be others",
+        );
+        return;
     }
-    let mut client = Client::with(&folder, map(uid + 1));
-    client.reach(1, "f");
-    assert_eq!(client.attr(1).uid, NOBODY, "this process is none of the client's users");
-    if is_root() {
-        client.ask(owner(1001)).ok();
-        assert_eq!((file.metadata().unwrap().uid(), client.attr(1).uid), (uid + 2, 1001));
-        client.ask(Request::Attach { fid: 5, afid: NO_FID, user: b"", tree: b"", uid: 1000 }).ok();
-        client.ask(Request::Mkdir { directory: 5, name: b"d", mode: 0o755, gid: 1001 }).ok();
-        let made = folder.tree().join("d").metadata().unwrap();
-        assert_eq!((made.uid(), made.gid()), (uid + 1, uid + 2));
-    } else {
-        assert_eq!(client.ask(owner(1001)).errno(), Errno::PERM, "an ordinary user gives nothing away");
+    let folder = Folder::new();
+    for (name, uid, gid, mode) in [
+        ("private/x", 0, 0, 0o644),
+        ("private", 0, 0, 0o700),
+        ("roots", 0, 0, 0o600),
+        ("mixed", 100_000, 0, 0),
+        ("own", 100_000, 100_000, 0o600),
+        ("users", 101_000, 101_000, 0),
+        ("", 100_000, 100_000, 0o755),
+    ] {
+        let path = folder.tree().join(name);
+        if !path.exists() {
+            folder.write(&format!("tree/{name}"), "text");
+        }
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
+    let ids = Ids::Map { inside: 0, outside: 100_000, count: 65_536 };
+    let mut client = Client::with(&folder, Rules { ids, ..Rules::default() });
+    for (fid, uid) in [(5, 0), (6, 1000), (7, 70_000)] {
+        client.ask(Request::Attach { fid, afid: NO_FID, user: b"", tree: b"", uid }).ok();
+    }
+    let all = |client: &mut Client, root| {
+        ["own", "users", "roots", "mixed", "private/x"]
+            .map(|name| opens(client, root, name, open::READ_WRITE))
+    };
+    let no = Err(Errno::ACCES);
+    assert_eq!(all(&mut client, 5), [Ok(()), Ok(()), no, no, no], "root");
+    assert_eq!(all(&mut client, ROOT), [Ok(()), Ok(()), no, no, no], "the client's kernel");
+    assert_eq!(all(&mut client, 6), [no; 5], "a user, whose file has no permissions");
+    assert_eq!(all(&mut client, 7), [no; 5], "nobody");
+    client.reach(1, "roots");
+    let file = folder.tree().join("roots");
+    let before = file.metadata().unwrap();
+    for (valid, errno) in [
+        (setattr::MODE, Errno::PERM),
+        (setattr::UID, Errno::PERM),
+        (setattr::GID, Errno::PERM),
+        (setattr::SIZE, Errno::ACCES),
+        (setattr::MODIFIED | setattr::MODIFIED_SET, Errno::PERM),
+    ] {
+        assert_eq!(client.ask(Request::Setattr { fid: 1, attr: set(valid) }).errno(), errno, "{valid:#x}");
+    }
+    let xattr = set_xattr(&mut client, "roots", b"user.x", b"x", 0);
+    assert!(matches!(xattr, Err(Errno::ACCES | Errno::OPNOTSUPP)), "{xattr:?}");
+    let after = file.metadata().unwrap();
+    assert_eq!((before.mode(), before.uid(), before.len()), (after.mode(), after.uid(), after.len()));
+    // Over what is mapped it may do all that.
+    client.reach(2, "users");
+    let valid = setattr::MODE | setattr::UID | setattr::GID | setattr::SIZE;
+    let attr = SetAttr { mode: 0o640, uid: 7, gid: 8, size: 2, ..set(valid) };
+    client.ask(Request::Setattr { fid: 2, attr }).ok();
+    let users = folder.tree().join("users").metadata().unwrap();
+    assert_eq!((users.uid(), users.gid(), users.mode() & 0o7777), (100_007, 100_008, 0o640));
+    assert_eq!(users.len(), 2);
+    // New things belong to who makes them, where they may.
+    let mkdir = |directory| Request::Mkdir { directory, name: b"d", mode: 0o755, gid: 9 };
+    assert_eq!(client.ask(mkdir(6)).errno(), Errno::ACCES);
+    assert_eq!(client.ask(mkdir(7)).errno(), Errno::ACCES);
+    client.ask(mkdir(5)).ok();
+    let made = folder.tree().join("d").metadata().unwrap();
+    assert_eq!((made.uid(), made.gid()), (100_000, 100_009));
+    // And this thread is itself again.
+    assert_eq!(folder.read("tree/roots"), "text");
+    let has = capabilities(None).unwrap().effective;
+    assert!(has.contains(CapabilitySet::DAC_OVERRIDE | CapabilitySet::CHOWN));
+}
+
+#[test]
+fn a_file_does_not_keep_rights_that_its_writer_has_not() {
+    if !is_root() {
+        hvl_test_kit::skipped(
+            "a_file_does_not_keep_rights_that_its_writer_has_not needs root, whose rights are kept",
+        );
+        return;
+    }
+    // In a thread of its own, which gives up what the program gives up at its start. In memory, whose files are written
+    // by the event loop, too.
+    let test = || {
+        crate::privileges::as_a_server();
+        let folder = Folder::within(Path::new("/dev/shm"));
+        let path = folder.write("tree/f", "host");
+        let mut client = Client::on(&folder);
+        let rights = || path.metadata().unwrap().mode() & 0o6000;
+        for act in 0..5 {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o6755)).unwrap();
+            client.reach(1, "f");
+            let link = client.ask(Request::Link { directory: ROOT, fid: 1, name: b"second" });
+            assert_eq!((link.errno(), rights()), (Errno::PERM, 0o6000));
+            let open = |flags| Request::Lopen { fid: 1, flags };
+            let attr = match act {
+                0 => SetAttr { size: 2, ..set(setattr::SIZE) },
+                1 => SetAttr { uid: 7, ..set(setattr::UID) },
+                _ => set(0),
+            };
+            client.ask(Request::Setattr { fid: 1, attr }).ok();
+            match act {
+                2 => client.ask(open(open::WRITE_ONLY | open::TRUNCATE)).ok(),
+                3 => {
+                    client.ask(open(open::WRITE_ONLY)).ok();
+                    client.write(1, 0, b"guest").ok();
+                }
+                4 => {
+                    client.ask(open(open::WRITE_ONLY)).ok();
+                    assert!(super::at_once::writes_at_once(&client, 1), "a file in memory");
+                }
+                _ => {}
+            }
+            assert_eq!(rights(), 0, "act {act}");
+            client.clunk(1).ok();
+        }
+    };
+    std::thread::spawn(test).join().unwrap();
 }
 
 #[test]

@@ -361,8 +361,10 @@ fn only_files_and_directories_are_opened() {
         {
             assert_eq!(client.ask(Request::Lopen { fid: 1, flags }).errno(), Errno::NXIO, "{name}");
         }
-        let truncate = SetAttr { valid: setattr::SIZE, ..SetAttr::default() };
-        assert_eq!(client.ask(Request::Setattr { fid: 1, attr: truncate }).errno(), Errno::NXIO);
+        for valid in [setattr::SIZE, setattr::MODE, setattr::UID | setattr::GID, setattr::MODIFIED] {
+            let attr = SetAttr { valid, mode: 0o666, ..SetAttr::default() };
+            assert_eq!(client.ask(Request::Setattr { fid: 1, attr }).errno(), Errno::PERM, "{name}");
+        }
         assert_eq!(client.ask(Request::Link { directory: ROOT, fid: 1, name: b"n" }).errno(), Errno::PERM);
         client.clunk(1).ok();
         // Opening by creating.

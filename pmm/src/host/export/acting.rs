@@ -1,0 +1,114 @@
+//! As whom a request of a mapped client is carried out.
+//!
+//! `map=` promises what a user namespace gives: a guest's user is one of this host's, and its root is root over the files
+//! of the users that are mapped, and over no others. So every system call that asks for permissions runs with that
+//! user's numbers, in this thread alone, without groups and without the rights of root, and the kernel decides. Where the
+//! client's root acts on files of mapped owners, the rights that root of a namespace has over them are added: the kernel
+//! looks at the owner in the same way (`capable_wrt_inode_uidgid`). What a client has open was decided on when it was
+//! opened.
+//!
+//! A thread cannot enter a user namespace of its own while the process has others, which would be simpler.
+
+use std::cell::Cell;
+use std::os::fd::AsFd;
+
+use hvl_shared_abi::wire::p9::{Errno, NO_UID};
+use rustix::fs::Statx;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use super::resolve::{Name, Node, errno, status};
+use super::session::Session;
+use super::{Export, Ids, NOBODY, moved};
+use crate::sys::set_fs_ids;
+
+/// The rights over files that do not depend on who one is.
+const OVERRIDE: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
+const ALL: CapabilitySet = OVERRIDE.union(CapabilitySet::FOWNER).union(CapabilitySet::CHOWN);
+
+/// Somebody else, until it is dropped.
+pub(super) struct Acting {
+    /// Nothing if this is the process itself.
+    before: Option<CapabilitySets>,
+}
+
+/// What is acted on.
+pub(super) enum On<'a> {
+    /// A file or directory itself.
+    File(&'a Node),
+    /// A name in directories: one, or the two of a renaming or a link. `of` is what has the names, if it is there: where a
+    /// directory is sticky its owner matters.
+    Name { within: [&'a Node; 2], of: [Option<Statx>; 2] },
+}
+
+impl<'a> On<'a> {
+    /// A new name in a directory.
+    pub(super) fn name(within: &'a Node) -> On<'a> {
+        On::Name { within: [within; 2], of: [None; 2] }
+    }
+}
+
+impl Export {
+    /// Whether this process can be the users that the rules speak of.
+    pub(super) fn can_act(ids: Ids) -> bool {
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | ALL;
+        !matches!(ids, Ids::Map { .. }) || capabilities(None).is_ok_and(|has| has.effective.contains(needed))
+    }
+}
+
+impl Session {
+    /// What a name is in a directory, where it matters.
+    pub(super) fn named(&self, within: &Node, name: Name<'_>) -> Option<Statx> {
+        let matters = matches!(self.export.rules.ids, Ids::Map { .. });
+        matters.then(|| status(within.as_fd(), name.bytes()).ok()).flatten()
+    }
+
+    /// Becomes the user who attached, in the client's numbers. `user` acts as it may until the result is dropped.
+    pub(super) fn acting(&self, user: u32, on: On<'_>) -> Result<Acting, Errno> {
+        let Ids::Map { inside, outside, count } = self.export.rules.ids else {
+            return Ok(Acting { before: None });
+        };
+        // Who says no name when it mounts is the client's kernel.
+        let user = if user == NO_UID { inside } else { user };
+        let id = moved(user, inside, outside, count).unwrap_or(NOBODY);
+        let mut extra = CapabilitySet::empty();
+        if user == 0 && id != NOBODY {
+            let known = |id| moved(id, outside, inside, count).is_some();
+            let mapped = |status: &Statx| known(status.stx_uid) && known(status.stx_gid);
+            extra = match on {
+                On::File(node) if mapped(&node.status()?) => ALL,
+                On::File(_) => CapabilitySet::empty(),
+                On::Name { within: [one, other], of } => {
+                    match mapped(&one.status()?) && mapped(&other.status()?) {
+                        true if of.iter().flatten().all(mapped) => ALL,
+                        true => OVERRIDE,
+                        false => CapabilitySet::empty(),
+                    }
+                }
+            };
+        }
+        let before = capabilities(None).map_err(errno)?;
+        thread_local!(static ALONE: Cell<bool> = const { Cell::new(false) });
+        if !ALONE.get() {
+            // For good: nothing that this thread does is done as a member of a group.
+            rustix::thread::set_thread_groups(&[]).map_err(errno)?;
+            ALONE.set(true);
+        }
+        let acting = Acting { before: Some(before) };
+        if !set_fs_ids(id, id) {
+            return Err(Errno::PERM);
+        }
+        let effective = before.effective.difference(ALL) | (extra & before.permitted);
+        set_capabilities(None, CapabilitySets { effective, ..before }).map_err(errno)?;
+        Ok(acting)
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        let Some(before) = self.before.take() else { return };
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        // One that could not be itself again would have fewer rights, never more.
+        let _ = set_fs_ids(own.0, own.1);
+        let _ = set_capabilities(None, before);
+    }
+}
