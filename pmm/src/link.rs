@@ -15,15 +15,17 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use hvl_shared_abi::epoch::{self, GuestLook, PmmDevice, PmmHalf, StaticWords};
-use hvl_shared_abi::header::{Extent, Fault, MAX_DEVICES, reg};
-use hvl_shared_abi::layout::{DevicePlace, Layout, MAX_QUEUES};
+use hvl_shared_abi::header::{Fault, MAX_DEVICES, reg};
+use hvl_shared_abi::layout::{DevicePlace, Layout};
 use hvl_shared_abi::ring::split::DeviceSlot;
 use hvl_shared_abi::{Mem, ShmRegion, Window, block};
 
 use crate::device::Device;
 use crate::snapshot::{DeviceSnapshot, LinkCounters, LinkSnapshot, Profile};
 use crate::transport::extended::{self, Outcome};
-use crate::transport::plain::{PlainDevice, PlainRecord, Recorder, plain_features};
+use crate::transport::plain::{
+    DeviceRecord, Found, Memory, PlainDevice, PlainRecord, Recorder, plain_features,
+};
 use crate::transport::{Port, fault_name};
 
 /// Microseconds, of a clock that never goes back.
@@ -126,6 +128,8 @@ pub struct Link<'s, M> {
     half: PmmHalf,
     session: Session,
     started_at: Option<Micros>,
+    /// The region held no header when this was published, so it was zeroed; and no guest has worked in it and gone.
+    untouched: bool,
     /// The last look found a start that comes too soon after the one before it.
     too_early: bool,
     rering: Option<Rering>,
@@ -153,6 +157,15 @@ fn write_windows<M: Mem>(m: &M, plan: &LinkPlan, seats: &mut [Option<Seat<'_, M>
     if let Some(end) = Window::of(plan.layout.devices().len()) {
         m.write32(end.at(reg::DEVICE_ID), 0);
     }
+}
+
+/// What the plain guest has set up.
+fn record_of<M: Mem>(seats: &[Option<Seat<'_, M>>]) -> PlainRecord {
+    let mut record = PlainRecord::default();
+    for (seat, kept) in seats.iter().flatten().zip(&mut record.devices) {
+        *kept = *seat.plain.queues();
+    }
+    record
 }
 
 /// A device and the records of its queues ([`Link::slots_for`] entries).
@@ -195,6 +208,7 @@ impl<'s, M: Mem> Link<'s, M> {
             return Err(LinkError::Devices);
         }
         let count = places.len();
+        let untouched = mem.read32(Window::LINK.at(reg::MAGIC)) == 0;
         let mut half = PmmHalf::close(&mem, count);
         write_windows(&mem, &plan, &mut seats);
         for (index, seat) in seats.iter_mut().flatten().enumerate() {
@@ -214,6 +228,7 @@ impl<'s, M: Mem> Link<'s, M> {
             session: Session::None,
             started_at: None,
             too_early: false,
+            untouched,
             rering: None,
             silent_since: None,
             recorder,
@@ -352,6 +367,7 @@ impl<'s, M: Mem> Link<'s, M> {
             extended::adopt(m, &mut seat.port, &mut seat.state, &plan.layout, index, plan.base);
         }
         self.half.adopt(m, epoch);
+        self.untouched = false;
         self.session = Session::Extended(epoch);
         self.started_at = Some(now);
         self.counters.adoptions = self.counters.adoptions.wrapping_add(1);
@@ -381,35 +397,79 @@ impl<'s, M: Mem> Link<'s, M> {
 
     fn look_plain(&mut self, now: Micros) -> Outcome {
         let region = ShmRegion { base: self.plan.base, len: self.mem.len() };
+        let mut found = [const { None }; MAX_DEVICES];
+        for (seat, found) in self.seats.iter_mut().flatten().zip(&mut found) {
+            *found = Some(seat.plain.examine(&self.mem, &mut seat.port, now));
+        }
+        // No device is served before it is certain that none belongs to a guest that is no more.
+        let mut stopped = false;
+        for (index, found) in found.iter().enumerate() {
+            let Some(found) = found else { continue };
+            if let Some(since) = found.rebooted {
+                stopped |= self.hold_others(index, since, now);
+                self.untouched = false;
+            }
+            if let Some(since) = self.evicts(index, region, found) {
+                stopped |= self.hold_others(index, since, now);
+                self.untouched = false;
+            }
+        }
+        if stopped && let Some(recorder) = &mut self.recorder {
+            // A successor must not take them up. If it cannot be kept now, it is with the next queue.
+            recorder.record(&record_of(&self.seats));
+        }
+        let memory = if self.untouched { Memory::Zeroed } else { Memory::Used };
         let mut outcome = Outcome::default();
-        for index in 0..self.count {
-            let mut taken = [Extent::default(); MAX_DEVICES * MAX_QUEUES * 3];
-            let mut record = PlainRecord::default();
-            let rings = self.seats.iter().flatten().flat_map(|seat| seat.port.rings.iter().flatten());
-            for (part, slot) in rings.flat_map(|ring| ring.place().extents()).zip(&mut taken) {
-                *slot = part;
-            }
-            for (seat, kept) in self.seats.iter().flatten().zip(&mut record.devices) {
-                *kept = *seat.plain.queues();
-            }
+        for (index, found) in found.iter().enumerate() {
+            let Some(found) = found else { continue };
+            let mut record = record_of(&self.seats);
             let Some(Some(seat)) = self.seats.get_mut(index) else { continue };
-            // A device that is set up again has given its rings back by then; a request that overlaps its own old
-            // rings must not be held against it.
-            for own in seat.port.rings.iter().flatten().flat_map(|ring| ring.place().extents()) {
-                taken.iter_mut().filter(|part| **part == own).for_each(|part| *part = Extent::default());
-            }
-            let recorder = &mut self.recorder;
-            let mut keep = |queues: &crate::transport::plain::DeviceRecord| {
-                if let Some(kept) = record.devices.get_mut(index) {
-                    *kept = *queues;
+            let (m, port) = (&self.mem, &mut seat.port);
+            let one = match &mut self.recorder {
+                None => seat.plain.act(m, port, region, found, memory, None),
+                Some(recorder) => {
+                    let mut keep = |queues: &DeviceRecord| {
+                        if let Some(kept) = record.devices.get_mut(index) {
+                            *kept = *queues;
+                        }
+                        recorder.record(&record)
+                    };
+                    seat.plain.act(m, port, region, found, memory, Some(&mut keep))
                 }
-                recorder.as_mut().is_none_or(|recorder| recorder.record(&record))
             };
-            let one = seat.plain.look(&self.mem, &mut seat.port, region, &taken, now, &mut keep);
             outcome.ring |= one.ring;
             outcome.again |= one.again;
         }
         outcome
+    }
+
+    /// Whether a device asks for a ring where those of another one lie; then when that one was set up. If there are
+    /// several, the latest of them.
+    fn evicts(&self, index: usize, region: ShmRegion, found: &Found) -> Option<Micros> {
+        let Some(Some(seat)) = self.seats.get(index) else { return None };
+        let place = seat.plain.asks_for(&seat.port, region, found)?;
+        let overlaps = |other: &Seat<'_, M>| {
+            let rings = other.port.rings.iter().flatten().flat_map(|ring| ring.place().extents());
+            rings.into_iter().any(|part| place.extents().iter().any(|own| own.overlaps(part)))
+        };
+        let others = self.seats.iter().enumerate().filter(|(other, _)| *other != index);
+        let others = others.filter_map(|(_, seat)| seat.as_ref()).filter(|seat| overlaps(seat));
+        others.filter_map(|seat| seat.plain.set_up_at()).max()
+    }
+
+    /// Holds every device but one that belongs to the boot in which some device was set up at `since`, and that is over
+    /// `now`. Whether there was one.
+    fn hold_others(&mut self, index: usize, since: Micros, now: Micros) -> bool {
+        let mut any = false;
+        for (_, seat) in self.seats.iter_mut().enumerate().filter(|(other, _)| *other != index) {
+            let Some(seat) = seat else { continue };
+            let Some(at) = seat.plain.set_up_at() else { continue };
+            if at.saturating_sub(since) <= now.saturating_sub(at) || at <= since {
+                seat.plain.hold(&self.mem, &mut seat.port);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Ends an extended session: the devices are drained, then the guest is told. The rings stay as they are until
@@ -445,7 +505,7 @@ impl<'s, M: Mem> Link<'s, M> {
     /// Repeats a bell that the guest has not acted on, and notices a guest that is silent.
     fn repeat(&mut self, now: Micros, ringing: bool) -> bool {
         let waits = match self.session {
-            // There, an interrupt that was not acknowledged is all that can be known.
+            // There, an interrupt that was not acknowledged, or a queue's acknowledgement, is all that can be known.
             Session::Plain => self.seats.iter().flatten().any(|seat| seat.plain.is_unacknowledged()),
             // Where a doorbell can be lost, a guest that has never said hello may sleep because the bell that
             // announced this PMM was; nothing else would ever wake it.
@@ -456,8 +516,14 @@ impl<'s, M: Mem> Link<'s, M> {
             }
         };
         // Whatever the guest stores there says that it lives, if not that it has seen everything.
-        let signs =
-            [reg::DRIVER_SEEN, reg::DRIVER_BELL].map(|register| self.mem.read32(Window::LINK.at(register)));
+        let signs = match self.session {
+            Session::Plain => [
+                self.seats.iter().flatten().fold(0, |sum: u32, seat| sum.rotate_left(3) ^ seat.plain.signs()),
+                0,
+            ],
+            _ => [reg::DRIVER_SEEN, reg::DRIVER_BELL]
+                .map(|register| self.mem.read32(Window::LINK.at(register))),
+        };
         let (next, wait) = (now.saturating_add(RERING_MIN), RERING_MIN);
         let fresh = Rering { first: now, next, wait, signs };
         if !waits {
@@ -482,7 +548,12 @@ impl<'s, M: Mem> Link<'s, M> {
             return false;
         }
         let quiet = now.saturating_sub(rering.first);
-        if quiet >= SILENT_AFTER && self.silent_since.is_none() && self.session != Session::None {
+        let tells = match self.session {
+            Session::None => false,
+            Session::Extended(_) => true,
+            Session::Plain => self.seats.iter().flatten().any(|seat| seat.plain.is_silent()),
+        };
+        if quiet >= SILENT_AFTER && self.silent_since.is_none() && tells {
             self.silent_since = Some(rering.first);
             self.counters.silences = self.counters.silences.wrapping_add(1);
         }
@@ -540,6 +611,7 @@ impl<'s, M: Mem> Link<'s, M> {
                     Session::Plain => seat.plain.runs(),
                 },
                 must_reboot: seat.plain.is_orphan(),
+                held: seat.plain.is_held(),
                 fault: fault_name(match seat.plain.fault() {
                     Fault::None => seat.state.fault(),
                     fault => fault,
@@ -550,6 +622,7 @@ impl<'s, M: Mem> Link<'s, M> {
                 last_ring_fault: port.last_fault,
                 features_refused: port.features_refused,
                 queues_refused: seat.plain.refused,
+                last_refusal: seat.plain.refusal(),
                 queue_count: port.place.queues().count(),
                 queue_sizes: core::array::from_fn(|i| port.place.queues.get(i).map_or(0, |queue| queue.size)),
                 in_flight: core::array::from_fn(|i| {

@@ -324,6 +324,7 @@ fn profile_name(profile: Profile) -> &'static str {
 fn device_state(device: &DeviceSnapshot) -> &'static str {
     match device {
         _ if device.must_reboot => "must-reboot",
+        _ if device.held => "held",
         _ if device.fault != "none" => device.fault,
         _ if device.runs => "running",
         _ => "off",
@@ -341,6 +342,7 @@ fn device_status(device: &DeviceSnapshot, host: &str) -> DeviceStatus {
         ring_faults: device.ring_faults,
         features_refused: device.features_refused,
         queues_refused: device.queues_refused,
+        last_refusal: device.last_refusal.map(|refusal| refusal.to_string()),
         queues: queues
             .take(device.queue_count)
             .map(|((size, in_flight), counters)| QueueStatus {
@@ -371,6 +373,9 @@ struct Notices {
 impl Notices {
     fn new(before: LinkSnapshot) -> Notices {
         let (sessions, malformed, faults, last_words, wipes) = Default::default();
+        // A guest that this PMM finds at work is news, too.
+        let mut before = before;
+        before.devices.iter_mut().flatten().for_each(|device| device.must_reboot = false);
         Notices { before, words: Vec::new(), at: Some(0), sessions, malformed, faults, last_words, wipes }
     }
 
@@ -455,7 +460,8 @@ impl Notices {
                 );
             }
             if was.queues_refused != is.queues_refused {
-                limited!(warn, self.faults, now, "{name}: its driver asked for a queue where none can be");
+                let why = is.last_refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default();
+                limited!(warn, self.faults, now, "{name}: a queue was refused{why}");
             }
             let state = device_state(is);
             if device_state(was) != state {

@@ -7,6 +7,7 @@ use hvl_shared_abi::ring::RingFault;
 
 use crate::link::Micros;
 use crate::transport::QueueCounters;
+use crate::transport::plain::Refusal;
 
 /// Which kind of guest is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct DeviceSnapshot {
     pub runs: bool,
     /// A plain guest of a predecessor is at work on it: it cannot be served before it reboots.
     pub must_reboot: bool,
+    /// Another device of its plain guest has shown a reboot: it is served when it is set up again.
+    pub held: bool,
     /// `none`, `features-refused` or `needs-reset`: its driver broke the rules, and the device is served again after a
     /// reset. In either profile.
     pub fault: &'static str,
@@ -71,6 +74,9 @@ pub struct DeviceSnapshot {
     pub features_refused: u64,
     /// How often a plain driver asked for a queue where none can be.
     pub queues_refused: u64,
+    /// Which, and why, the last time; of a request that still stands.
+    #[cfg_attr(feature = "std", serde(skip))]
+    pub last_refusal: Option<Refusal>,
     /// Queues that it has.
     pub queue_count: usize,
     /// Their sizes in entries.

@@ -117,8 +117,8 @@ pub struct DoorbellStatus {
 pub struct DeviceStatus {
     /// `console`, `rng` ...
     pub name: String,
-    /// `running`, `off`, `features-refused`, `needs-reset` or `must-reboot`; [`remedy`] says what the last three wait
-    /// for.
+    /// `running`, `off`, `features-refused`, `needs-reset`, `must-reboot` or `held`; [`remedy`] says what the last four
+    /// wait for.
     pub state: String,
     /// What its host end says of itself.
     pub host: String,
@@ -132,6 +132,8 @@ pub struct DeviceStatus {
     pub features_refused: u64,
     /// How often a plain driver asked for a queue where none can be.
     pub queues_refused: u64,
+    /// Which queue of a plain driver is refused, and why, while the request stands.
+    pub last_refusal: Option<String>,
     /// Its queues.
     pub queues: Vec<QueueStatus>,
 }
@@ -168,6 +170,10 @@ pub fn remedy(profile: &str, state: &str) -> Option<&'static str> {
         ("features-refused", _) => {
             "its driver accepted features that were not offered, or not those that the link needs; it is served when \
              its driver resets it and accepts others"
+        }
+        ("held", _) => {
+            "another device of its guest was reset or set up anew, which is what a reboot looks like; it is served when \
+             its own driver sets it up again"
         }
         ("must-reboot", _) => {
             "a plain guest of another pmm is at work and cannot be served before it is rebooted; --state FILE avoids \
@@ -268,6 +274,9 @@ impl fmt::Display for LinkStatus {
             )?;
             if let Some(remedy) = remedy(&self.profile, &device.state) {
                 writeln!(f, "    {}: {remedy}", device.state)?;
+            }
+            if let Some(refusal) = &device.last_refusal {
+                writeln!(f, "    refused {refusal}")?;
             }
             for (index, queue) in device.queues.iter().enumerate() {
                 writeln!(

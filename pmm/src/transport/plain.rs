@@ -10,7 +10,19 @@
 //! request only when nothing has changed for 100 ms; any other counts at once. A request that was refused is looked at
 //! again as slowly, since what was in its way may have gone. In the same way an acknowledgement that the front-end
 //! seems to have missed is stored again. Acting at once instead would now and then take another
-//! queue's ring, or overwrite a page number just stored.
+//! queue's ring, or overwrite a page number just stored. And a guest may have been halted for longer than that: the page
+//! number that it stores after all, to a QueueNum that was taken already, replaces the old one.
+//!
+//! Reboots need not show in every device at once, and the next image may have other rings, or data, where a device of
+//! the old one has its rings. So each look examines the registers of all devices before it acts on any. Where one shows a
+//! reboot (a lower Status, a queue set up again, a queue where another device's rings lie), the devices of the old boot
+//! are held: nothing is written for them before they are set up again. Which those are is told by time, since a new image
+//! may have set up devices already that the old one did not have: a device belongs to the old boot if it was set up
+//! before the one that shows the reboot, or sooner after that one's set-up than before now.
+//!
+//! Front-ends differ in where they count from. OpenAMP's reads its available index back from memory and counts on, over
+//! reboots; others count from 0. A ring's index is taken as it stands, unless this side has zeroed that memory; and where
+//! the first index that is seen cannot come after it, and can come after 0, it is one that counts from 0.
 //!
 //! There is no identity of either side in these registers, so:
 //!
@@ -37,6 +49,8 @@ const GAPS: usize = MAX_QUEUES * 3 + 1;
 /// Registers that could mean two things are believed when they have not changed for this long. A front-end gives up
 /// after 4 s.
 const STEADY: Micros = 100_000;
+/// The same where it is unlikely: an old page number that stood for another queue.
+const STEADY_OTHER: Micros = 1_000_000;
 /// InterruptStatus: a ring has used buffers.
 const USED_RING: u32 = 1;
 /// InterruptStatus: the configuration has changed.
@@ -58,7 +72,7 @@ pub struct QueueRecord {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeviceRecord {
-    /// The queues, in their order; a size of 0 ends the list.
+    /// The queues, in their order; those of size 0 are not set up.
     pub queues: [QueueRecord; MAX_QUEUES],
 }
 
@@ -77,15 +91,62 @@ pub trait Recorder: Send {
     fn record(&mut self, record: &PlainRecord) -> bool;
 }
 
+/// Why a queue was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The device has fewer queues.
+    NoSuchQueue(usize),
+    /// Its size is none that a queue of the device can have; up to this one.
+    Size(u16),
+    /// GuestPageSize or QueueAlign is not that of this profile.
+    Alignment(u32),
+    /// Its ring would not lie in the region, behind the header page.
+    Outside,
+    /// Its ring would lie on that of this other queue of the device.
+    Overlap(usize),
+}
+
+/// A queue that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    request: Request,
+    why: Refused,
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Request { sel, num, pfn } = self.request;
+        write!(f, "queue {sel} of {num} entries in page {pfn:#x}: ")?;
+        match self.why {
+            Refused::NoSuchQueue(queues) => write!(f, "the device has {queues} queues, counted from 0"),
+            Refused::Size(max) => write!(f, "the size must be a power of two from 2 to {max}"),
+            Refused::Alignment(page) => {
+                write!(f, "GuestPageSize or QueueAlign is {page}, and must be {PLAIN_PAGE}")
+            }
+            Refused::Outside => f.write_str("the ring does not lie in the region, behind the header page"),
+            Refused::Overlap(other) => write!(f, "the ring lies on that of queue {other} of the same device"),
+        }
+    }
+}
+
 /// What the queue registers come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
     /// Nothing, or nothing yet.
     None,
     /// The guest sets up a queue.
-    Request,
+    Request(Request),
     /// The guest waits for an acknowledgement that was given.
     Missed,
+}
+
+/// What the memory of a ring holds that is set up for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Zeroes of this side's, and what the guest has stored since.
+    Zeroed,
+    /// Whatever was there before.
+    Used,
 }
 
 /// How far a plain device is.
@@ -99,6 +160,9 @@ enum State {
     /// The driver is a predecessor's, of which nothing is known: it is served when it has set its queues up again,
     /// which takes a reboot.
     Orphan,
+    /// Another device of the same guest has shown a reboot: this one's rings may be anything by now. It is served when
+    /// it is set up again.
+    Held,
     /// Its driver has broken the rules. The registers have no word for it that is ours to store, so the device is
     /// silent until the driver resets it, or sets its queues up again.
     Broken(Fault),
@@ -109,20 +173,36 @@ enum State {
 pub(crate) struct PlainDevice {
     status: u32,
     queues: DeviceRecord,
-    count: usize,
+    /// The queue that was set up last, and when.
+    last: Option<usize>,
+    set_up_at: Micros,
+    /// When its registers were looked at last.
+    now: Micros,
     last_sel: u32,
     state: State,
     interrupt: u32,
     /// Something was completed since the last acknowledgement.
     news: bool,
-    /// The page number that QueuePFN may still hold from before: no news by itself.
+    /// Its driver has acknowledged an interrupt since it was set up.
+    acknowledges: bool,
+    /// The last acknowledgement of a queue is where the guest waits for it, as far as can be seen.
+    waits_for_queue: bool,
+    /// The page number that QueuePFN may still hold from before, no news by itself, and the queues from before.
     stale_pfn: u32,
+    stale: DeviceRecord,
+    /// A queue has been set up since this PMM started.
+    was_set_up: bool,
     /// Registers that could mean two things, and since when they have not changed.
     doubtful: Option<(Request, Micros)>,
+    /// The last queue was taken over because an old page number had stood for long. This was its size: the guest may
+    /// only have been slow, and the number that it meant is still to come.
+    guessed: Option<u32>,
     /// The last request that was refused: it is counted once, and looked at again while it stands.
-    refusal: Option<Request>,
+    refusal: Option<Refusal>,
     /// Requests that named no place for a ring.
     pub refused: u64,
+    /// Changes with whatever the guest stores in the registers.
+    signs: u32,
 }
 
 /// What a guest asks for when it sets up a queue: QueueSel, QueueNum, QueuePFN.
@@ -131,6 +211,13 @@ struct Request {
     sel: u32,
     num: u32,
     pfn: u32,
+}
+
+impl Request {
+    /// The queue that QueueSel names; `None` where it was never stored.
+    fn selected(self) -> Option<usize> {
+        usize::try_from(self.sel).ok().filter(|_| self.sel != QUEUE_POISON)
+    }
 }
 
 /// The registers of one look, each copied once.
@@ -150,10 +237,22 @@ impl Seen {
     }
 }
 
+/// What one look at a device's registers has found; it is acted on when all devices were looked at.
+pub(crate) struct Found {
+    seen: Seen,
+    news: News,
+    /// The guest has rebooted, or has reset this device, whose queues were set up at this time.
+    pub rebooted: Option<Micros>,
+}
+
 impl PlainDevice {
     /// Whether a predecessor's guest is at work that this PMM cannot serve before it reboots.
     pub const fn is_orphan(&self) -> bool {
         matches!(self.state, State::Orphan)
+    }
+    /// Whether it waits to be set up again, since its guest seems to have rebooted.
+    pub const fn is_held(&self) -> bool {
+        matches!(self.state, State::Held)
     }
     /// Whether the device serves its queues.
     pub const fn runs(&self) -> bool {
@@ -166,14 +265,35 @@ impl PlainDevice {
             _ => Fault::None,
         }
     }
-    /// Whether the guest has not acknowledged an interrupt yet. One that tells of the configuration does not count: many
-    /// a driver never asks for it.
+    /// Whether the guest has not acted on a bell yet: it has not acknowledged an interrupt, or has not moved on from the
+    /// acknowledgement of a queue. An interrupt that tells of the configuration does not count: many a driver never asks
+    /// for it.
     pub const fn is_unacknowledged(&self) -> bool {
-        self.interrupt & USED_RING != 0
+        self.interrupt & USED_RING != 0 || self.waits_for_queue
+    }
+    /// Whether silence says anything: there are front-ends that never acknowledge an interrupt.
+    pub const fn is_silent(&self) -> bool {
+        self.interrupt & USED_RING != 0 && self.acknowledges
+    }
+    /// A number that changes with what the guest stores: a sign of life.
+    pub const fn signs(&self) -> u32 {
+        self.signs
     }
     /// Queues that the guest has set up.
     pub const fn queues(&self) -> &DeviceRecord {
         &self.queues
+    }
+    /// The last refusal.
+    pub const fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+    }
+    /// When its queues were set up, if they are.
+    pub fn set_up_at(&self) -> Option<Micros> {
+        self.queues.queues.iter().any(|queue| queue.size != 0).then_some(self.set_up_at)
+    }
+
+    fn is_set_up(&self, index: usize) -> bool {
+        self.queues.queues.get(index).is_some_and(|queue| queue.size != 0)
     }
 
     /// When the PMM starts: a guest that has a Status already is an orphan, unless its record is at hand.
@@ -183,36 +303,68 @@ impl PlainDevice {
         region: ShmRegion,
         record: Option<&DeviceRecord>,
     ) -> PlainDevice {
-        let status = m.observe32(port.window.at(reg::STATUS));
-        let stale_pfn = m.read32(port.window.at(reg::QUEUE_PFN));
-        let state = if status == 0 { State::Off } else { State::Orphan };
+        let seen = Seen::copy(m, port.window);
+        let state = if seen.status == 0 { State::Off } else { State::Orphan };
+        let (status, stale_pfn) = (seen.status, seen.request.pfn);
         let mut device = PlainDevice { status, state, stale_pfn, ..PlainDevice::default() };
-        if let Some(record) = record.filter(|_| status & Status::DRIVER_OK.bits() != 0) {
-            device.resume(m, port, region, record);
+        if let Some(record) = record.filter(|_| status != 0) {
+            device.resume(m, port, region, record, &seen);
         }
         device
     }
 
-    fn resume<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>, region: ShmRegion, record: &DeviceRecord) {
-        let queues = record.queues.iter().take_while(|queue| queue.size != 0);
-        for (index, queue) in queues.enumerate() {
-            let Some(place) = ring_place(region, queue.pfn, u32::from(queue.size), port.queue_max()) else {
-                return;
-            };
-            let Some(mut ring) = port.spare.get_mut(index).and_then(Option::take) else { return };
+    /// Goes on with the queues that a predecessor has acknowledged.
+    fn resume<M: Mem>(
+        &mut self,
+        m: &M,
+        port: &mut Port<'_, M>,
+        region: ShmRegion,
+        record: &DeviceRecord,
+        seen: &Seen,
+    ) {
+        let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
+        // Recorded, and not acknowledged: the request stands, and is served as one.
+        let Request { num, pfn, .. } = seen.request;
+        let asked = !driver_ok && num != QUEUE_POISON && num != 0;
+        for (index, queue) in record.queues.iter().enumerate() {
+            if queue.size == 0 || (asked && queue.pfn == pfn) {
+                continue;
+            }
+            let place = ring_place(region, queue.pfn, u32::from(queue.size), port.queue_max());
+            let Ok(place) = place else { continue };
+            let Some(mut ring) = port.spare.get_mut(index).and_then(Option::take) else { continue };
             ring.replace(place);
-            // Completions of this profile are in order, so the used index, which the predecessor stored, says how
-            // far the available ring was served.
+            // Completions were published in the order of taking, so the used index, which the predecessor stored, says
+            // how far the available ring was served.
             let used = m.observe16(place.used.wrapping_add(2));
-            ring.resume(Features::empty(), queue.start.wrapping_add(used), used);
+            let (available, size) = (ring.alleged_position(m), place.size);
+            let mut start = queue.start;
+            if available.wrapping_sub(start.wrapping_add(used)) > size && available.wrapping_sub(used) <= size
+            {
+                // The guest counts from 0, which showed after the queue was recorded.
+                start = 0;
+            }
+            ring.resume(Features::empty(), start.wrapping_add(used), used);
+            ring.keep_order();
             if let Some(slot) = port.rings.get_mut(index) {
                 *slot = Some(ring);
             }
-            self.count = index.saturating_add(1);
+            if let Some(own) = self.queues.queues.get_mut(index) {
+                *own = *queue;
+            }
+            if self.last.is_none() || queue.pfn == pfn {
+                (self.last, self.last_sel) = (Some(index), index as u32);
+            }
         }
-        self.queues = *record;
-        if self.count != 0 {
-            self.state = State::Off;
+        if self.last.is_none() {
+            return;
+        }
+        (self.state, self.was_set_up) = (State::Off, true);
+        if driver_ok {
+            // What was completed may have been published and not signalled when the predecessor died. A needless
+            // interrupt does no harm.
+            (self.interrupt, self.news) = (USED_RING, true);
+            m.publish32(port.window.at(reg::INTERRUPT_STATUS), self.interrupt);
         }
     }
 
@@ -228,47 +380,117 @@ impl PlainDevice {
     /// Makes the device as new: the guest has rebooted or gone.
     pub fn clear<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>) {
         port.stop();
-        let stale_pfn = self.last().map_or(self.stale_pfn, |last| last.pfn);
-        let PlainDevice { refusal, refused, .. } = *self;
-        *self = PlainDevice { stale_pfn, refusal, refused, ..PlainDevice::default() };
+        let (stale_pfn, stale) = match self.last() {
+            Some(last) => (last.pfn, self.queues),
+            None => (self.stale_pfn, self.stale),
+        };
+        let PlainDevice { refusal, refused, was_set_up, signs, .. } = *self;
+        let fresh = PlainDevice { refusal, refused, was_set_up, signs, ..PlainDevice::default() };
+        *self = PlainDevice { stale_pfn, stale, ..fresh };
         // An InterruptACK that is left over is taken at the next look, and acknowledges nothing.
         m.write32(port.window.at(reg::INTERRUPT_STATUS), 0);
     }
 
-    /// The queue that was set up last.
-    fn last(&self) -> Option<QueueRecord> {
-        self.count.checked_sub(1).and_then(|last| self.queues.queues.get(last)).copied()
+    /// Stops the device until it is set up again: another one of the same guest has shown a reboot.
+    pub fn hold<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>) {
+        let status = self.status;
+        self.clear(m, port);
+        (self.status, self.state) = (status, State::Held);
     }
 
-    /// One look: reset, queue request, features, acknowledgement, queues, in this order and always all of them.
-    pub fn look<M: Mem>(
+    /// The queue that was set up last.
+    fn last(&self) -> Option<QueueRecord> {
+        self.last.and_then(|last| self.queues.queues.get(last)).copied()
+    }
+
+    /// Copies the registers and says what they come to. A device that was reset, or is set up again, is as new
+    /// afterwards.
+    pub fn examine<M: Mem>(&mut self, m: &M, port: &mut Port<'_, M>, now: Micros) -> Found {
+        let seen = Seen::copy(m, port.window);
+        let mut rebooted = None;
+        if seen.status < self.status {
+            rebooted = self.set_up_at();
+            self.clear(m, port);
+        }
+        (self.status, self.now) = (seen.status, now);
+        let Request { sel, num, pfn } = seen.request;
+        let notify = m.read32(port.window.at(reg::QUEUE_NOTIFY));
+        self.signs = [seen.status, sel, num, pfn, seen.ack, notify]
+            .iter()
+            .fold(0, |signs: u32, word| signs.rotate_left(5).wrapping_mul(0x9e37_79b1) ^ word);
+        let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
+        let waits = num == QUEUE_POISON && pfn == PFN_ACK && sel == self.last_sel && !driver_ok;
+        self.waits_for_queue = self.last.is_some() && waits;
+        let news = self.news(seen.request, driver_ok, now);
+        if let News::Request(request) = news {
+            let corrects = num == QUEUE_POISON;
+            let again = request.selected().is_none_or(|index| self.is_set_up(index)) && self.last.is_some();
+            if corrects {
+                self.take_back(port);
+            } else if again || matches!(self.state, State::Orphan | State::Broken(_) | State::Held) {
+                // A queue that was set up already is set up again: a reboot that was too quick to show in Status.
+                rebooted = rebooted.or(self.set_up_at());
+                self.clear(m, port);
+                (self.status, self.now) = (seen.status, now);
+            }
+        }
+        Found { seen, news, rebooted }
+    }
+
+    /// Gives the ring of the last queue back: it was never where the guest meant.
+    fn take_back<M: Mem>(&mut self, port: &mut Port<'_, M>) {
+        let Some(last) = self.last.take() else { return };
+        if let Some(queue) = self.queues.queues.get_mut(last) {
+            *queue = QueueRecord::default();
+        }
+        if let (Some(ring), Some(spare)) = (port.rings.get_mut(last), port.spare.get_mut(last)) {
+            *spare = ring.take().or(spare.take());
+        }
+    }
+
+    /// Where the ring of a queue would lie that the guest asks for.
+    pub fn asks_for<M: Mem>(
+        &self,
+        port: &Port<'_, M>,
+        region: ShmRegion,
+        found: &Found,
+    ) -> Option<QueuePlace> {
+        let News::Request(request) = found.news else { return None };
+        ring_place(region, request.pfn, request.num, port.queue_max()).ok()
+    }
+
+    /// Acts on what was found: queue request, features, acknowledgement, queues, in this order and always all of them.
+    /// `record` keeps the record, where one is kept.
+    pub fn act<M: Mem>(
         &mut self,
         m: &M,
         port: &mut Port<'_, M>,
         region: ShmRegion,
-        taken: &[Extent],
-        now: Micros,
-        record: &mut dyn FnMut(&DeviceRecord) -> bool,
+        found: &Found,
+        memory: Memory,
+        record: Option<&mut dyn FnMut(&DeviceRecord) -> bool>,
     ) -> Outcome {
-        let seen = Seen::copy(m, port.window);
-        if seen.status < self.status {
-            self.clear(m, port);
-        }
-        self.status = seen.status;
+        let Found { seen, news, .. } = found;
         let driver_ok = seen.status & Status::DRIVER_OK.bits() != 0;
-        let mut outcome = match self.news(seen.request, driver_ok, now) {
+        let mut outcome = match news {
             News::None => Outcome::default(),
             News::Missed => {
                 m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
+                self.waits_for_queue = true;
                 Outcome { ring: true, again: false }
             }
-            News::Request => self.set_up(m, port, region, taken, &seen, record),
+            News::Request(request) => self.set_up(m, port, region, *request, memory, record),
         };
         if seen.ack != 0 {
             self.acknowledged(m, port.window, seen.ack, &mut outcome);
         }
-        if driver_ok && self.state == State::Off && self.count != 0 {
-            self.start(m, port);
+        if driver_ok && self.state == State::Off && self.last.is_some() {
+            if self.is_set_up(0) {
+                self.start(m, port);
+            } else {
+                // The rest of a set-up whose beginning went to a predecessor.
+                self.state = State::Orphan;
+            }
         }
         if self.runs() {
             self.serve(m, port, region, &mut outcome);
@@ -281,9 +503,16 @@ impl PlainDevice {
         let Request { sel, num, pfn } = request;
         let last = self.last();
         let stored_back = last.is_some_and(|last| last.pfn == pfn);
-        let asked = num != QUEUE_POISON && num != 0 && pfn != 0 && pfn != PFN_ACK;
+        let page = pfn != 0 && pfn != PFN_ACK;
+        let asked = num != QUEUE_POISON && num != 0 && page;
+        let slow = num == QUEUE_POISON && page && !stored_back && sel == self.last_sel && !driver_ok;
+        if let Some(num) = self.guessed.filter(|_| slow) {
+            // The page number that a slow guest meant; its QueueNum was taken with an old one.
+            self.doubtful = None;
+            return News::Request(Request { num, ..request });
+        }
         let verdict = if asked {
-            News::Request
+            News::Request(request)
         } else if num == QUEUE_POISON && stored_back && sel == self.last_sel && !driver_ok {
             News::Missed
         } else {
@@ -295,17 +524,26 @@ impl PlainDevice {
         }
         // A request that was refused may have become good since, as when another device gave its rings back; or it is
         // what a guest left that has rebooted.
-        let is_new = pfn != self.stale_pfn && self.refusal != Some(request);
-        if verdict == News::None || (asked && !stored_back && is_new) {
+        let stale = pfn == self.stale_pfn || stored_back;
+        let is_new = !stale && self.refusal.is_none_or(|refusal| refusal.request != request);
+        if verdict == News::None || (asked && is_new) {
             self.doubtful = None;
+            if asked {
+                self.guessed = None;
+            }
             return verdict;
         }
+        // An old page number that was another queue's is hardly meant.
+        let old = request.selected().and_then(|index| self.stale.queues.get(index));
+        let other = asked && old.is_some_and(|old| old.size != 0 && old.pfn != pfn);
+        let steady = if other { STEADY_OTHER } else { STEADY };
         match self.doubtful {
             Some((same, since)) if same == request => {
-                if now.saturating_sub(since) < STEADY {
+                if now.saturating_sub(since) < steady {
                     return News::None;
                 }
                 self.doubtful = None;
+                self.guessed = (asked && stale).then_some(num);
                 verdict
             }
             _ => {
@@ -315,46 +553,75 @@ impl PlainDevice {
         }
     }
 
+    /// Where the ring of a request lies, or why it lies nowhere.
+    fn place<M: Mem>(
+        &self,
+        m: &M,
+        port: &Port<'_, M>,
+        region: ShmRegion,
+        request: Request,
+        index: usize,
+    ) -> Result<QueuePlace, Refused> {
+        let queues = port.place.queues().count();
+        if index >= queues {
+            return Err(Refused::NoSuchQueue(queues));
+        }
+        for register in [reg::GUEST_PAGE_SIZE, reg::QUEUE_ALIGN] {
+            let page = m.read32(port.window.at(register));
+            if page != PLAIN_PAGE {
+                return Err(Refused::Alignment(page));
+            }
+        }
+        let place = ring_place(region, request.pfn, request.num, port.queue_max())?;
+        for (other, ring) in port.rings.iter().enumerate() {
+            let parts = ring.as_ref().map(|ring| ring.place().extents());
+            if parts.is_some_and(|parts| {
+                parts.iter().any(|part| place.extents().iter().any(|own| own.overlaps(*part)))
+            }) {
+                return Err(Refused::Overlap(other));
+            }
+        }
+        Ok(place)
+    }
+
     /// Takes a queue over and acknowledges it, or refuses it.
     fn set_up<M: Mem>(
         &mut self,
         m: &M,
         port: &mut Port<'_, M>,
         region: ShmRegion,
-        taken: &[Extent],
-        seen: &Seen,
-        record: &mut dyn FnMut(&DeviceRecord) -> bool,
+        request: Request,
+        memory: Memory,
+        record: Option<&mut dyn FnMut(&DeviceRecord) -> bool>,
     ) -> Outcome {
-        let Request { sel, num, pfn } = seen.request;
-        let selected = usize::try_from(sel).ok().filter(|_| sel != QUEUE_POISON);
-        let again = selected.is_some_and(|selected| selected < self.count);
-        let stopped = matches!(self.state, State::Orphan | State::Broken(_));
-        if again || stopped || self.last().is_some_and(|last| last.pfn == pfn) {
-            // A queue that was set up already is set up again: a reboot that was too quick to show in Status.
-            self.clear(m, port);
-            self.status = seen.status;
-        }
-        let index = self.count;
-        let place = ring_place(region, pfn, num, port.queue_max())
-            .filter(|_| selected.is_none_or(|selected| selected == index))
-            .filter(|place| {
-                !place.extents().iter().any(|part| taken.iter().any(|other| part.overlaps(*other)))
-            });
-        let ring = place.and_then(|place| Some((place, port.spare.get_mut(index)?.take()?)));
-        let Some((place, mut ring)) = ring else {
-            if self.refusal.replace(seen.request) != Some(seen.request) {
-                self.refused = self.refused.wrapping_add(1);
+        // QueueSel names the queue; drivers that never store it set their queues up in order.
+        let next = self.queues.queues.iter().position(|queue| queue.size == 0).unwrap_or(MAX_QUEUES);
+        let index = request.selected().unwrap_or(next);
+        let place = match self.place(m, port, region, request, index) {
+            Ok(place) => place,
+            Err(why) => {
+                let refusal = Refusal { request, why };
+                if self.refusal.replace(refusal) != Some(refusal) {
+                    self.refused = self.refused.wrapping_add(1);
+                }
+                return Outcome::default();
             }
+        };
+        let Some(mut ring) = port.spare.get_mut(index).and_then(Option::take) else {
             return Outcome::default();
         };
         ring.replace(place);
-        // The front-end never zeroes its rings and counts on in them, so its index is taken as it stands.
-        let start = ring.alleged_position(m);
+        // OpenAMP's front-end never zeroes its rings and counts on in them, so its index is taken as it stands. Not where
+        // this side has zeroed the memory: what stands there are buffers that were posted before the page number.
+        let alleged = ring.alleged_position(m);
+        let posted = memory == Memory::Zeroed && !self.was_set_up && alleged <= place.size;
+        let start = if posted { 0 } else { alleged };
         let mut queues = self.queues;
         if let Some(queue) = queues.queues.get_mut(index) {
-            *queue = QueueRecord { pfn, size: place.size, start };
+            *queue = QueueRecord { pfn: request.pfn, size: place.size, start };
         }
-        if !record(&queues) {
+        let keeps = record.is_some();
+        if record.is_some_and(|record| !record(&queues)) {
             // The ring stays spare, and the request stands until the record can be kept.
             if let Some(spare) = port.spare.get_mut(index) {
                 *spare = Some(ring);
@@ -362,11 +629,16 @@ impl PlainDevice {
             return Outcome::default();
         }
         ring.start(m, Features::empty(), start);
+        ring.doubt_position();
+        if keeps {
+            ring.keep_order();
+        }
         if let Some(slot) = port.rings.get_mut(index) {
             *slot = Some(ring);
         }
-        (self.queues, self.count, self.last_sel) = (queues, index.saturating_add(1), sel);
-        self.refusal = None;
+        (self.queues, self.last, self.last_sel, self.set_up_at) =
+            (queues, Some(index), request.sel, self.now);
+        (self.refusal, self.waits_for_queue) = (None, true);
         m.publish32(port.window.at(reg::QUEUE_NUM), QUEUE_POISON);
         m.publish32(port.window.at(reg::QUEUE_PFN), PFN_ACK);
         Outcome { ring: true, again: true }
@@ -374,6 +646,7 @@ impl PlainDevice {
 
     fn acknowledged<M: Mem>(&mut self, m: &M, window: Window, bits: u32, outcome: &mut Outcome) {
         self.interrupt &= !bits;
+        self.acknowledges = true;
         if core::mem::take(&mut self.news) {
             self.interrupt |= USED_RING;
             outcome.ring = true;
@@ -422,11 +695,13 @@ pub(crate) fn plain_features<M: Mem>(port: &Port<'_, M>) -> u64 {
 }
 
 /// The place of a legacy ring that a guest asks for, if it is one: 2.7.2 with pages of 4096 bytes.
-fn ring_place(region: ShmRegion, pfn: u32, size: u32, max: u16) -> Option<QueuePlace> {
-    let size = u16::try_from(size).ok().filter(|&size| size <= max)?;
-    let at = region.offset(u64::from(pfn).checked_mul(u64::from(PLAIN_PAGE))?, 1)?;
+fn ring_place(region: ShmRegion, pfn: u32, size: u32, max: u16) -> Result<QueuePlace, Refused> {
+    let fits = |size: &u16| size.is_power_of_two() && (2..=max).contains(size);
+    let size = u16::try_from(size).ok().filter(fits).ok_or(Refused::Size(max))?;
+    let at = u64::from(pfn).checked_mul(u64::from(PLAIN_PAGE)).and_then(|at| region.offset(at, 1));
     let within = Extent { at: HEADER_SIZE, len: region.len.saturating_sub(HEADER_SIZE) };
-    QueuePlace::legacy(at, size, PLAIN_PAGE).filter(|place| place.is_sound(within))
+    let place = at.and_then(|at| QueuePlace::legacy(at, size, PLAIN_PAGE));
+    place.filter(|place| place.is_sound(within)).ok_or(Refused::Outside)
 }
 
 /// The stretches of the region in which a plain guest's buffers may lie: behind the windows, and not on the rings of

@@ -314,13 +314,20 @@ impl<'s> DriverRing<'s> {
     }
 }
 
-/// The device's record of one head: whether it is in flight.
+/// The device's record of one head, and of one place in the order of taking.
 #[derive(Clone, Copy, Debug)]
-pub struct DeviceSlot(bool);
+pub struct DeviceSlot {
+    /// Whether the head is in flight.
+    taken: bool,
+    /// What was written, of a head that is completed and waits for those that were taken before it.
+    done: Option<u32>,
+    /// The head that was taken at the available index of this place, modulo the queue's size.
+    head: u16,
+}
 
 impl DeviceSlot {
     /// A head that is not in flight.
-    pub const NEW: DeviceSlot = DeviceSlot(false);
+    pub const NEW: DeviceSlot = DeviceSlot { taken: false, done: None, head: 0 };
 }
 
 /// The device's half.
@@ -337,6 +344,10 @@ pub struct DeviceRing<'s> {
     in_flight: u16,
     event_idx: bool,
     indirect: bool,
+    /// Completions are published in the order of taking.
+    in_order: bool,
+    /// The position is what memory held when the guest set the queue up, and nothing has been taken since.
+    alleged: bool,
 }
 
 /// One descriptor, copied out once.
@@ -375,6 +386,8 @@ impl<'s> DeviceRing<'s> {
             in_flight: 0,
             event_idx: false,
             indirect: false,
+            in_order: false,
+            alleged: false,
         };
         ring.replace(place).then_some(ring)
     }
@@ -396,7 +409,21 @@ impl<'s> DeviceRing<'s> {
         (self.completed, self.published) = (0, 0);
         self.event_idx = features.contains(Features::EVENT_IDX);
         self.indirect = features.contains(Features::INDIRECT_DESC);
+        (self.in_order, self.alleged) = (false, false);
         self.clear(m);
+    }
+
+    /// Says that the position with which the ring was started is only what memory held: a guest that counts on in memory
+    /// goes on from there, one that counts from 0 does not. So a first available index that cannot come after that
+    /// position, and can come after 0, is taken as such.
+    pub fn doubt_position(&mut self) {
+        self.alleged = true;
+    }
+
+    /// From here on publishes completions in the order in which the chains were taken, whichever is finished first. Then
+    /// the used index alone says what is still in flight: all that a successor finds.
+    pub fn keep_order(&mut self) {
+        self.in_order = true;
     }
 
     /// Makes the device's half in memory as new.
@@ -413,6 +440,7 @@ impl<'s> DeviceRing<'s> {
         (self.completed, self.published) = (completed, completed);
         self.event_idx = features.contains(Features::EVENT_IDX);
         self.indirect = features.contains(Features::INDIRECT_DESC);
+        (self.in_order, self.alleged) = (false, false);
     }
 
     /// The available index as memory holds it, alleged: where a plain guest's ring stands when it is set up.
@@ -448,12 +476,16 @@ impl<'s> DeviceRing<'s> {
             let news = index.wrapping_sub(self.taken);
             // A driver never has more chains than descriptors, taken ones included.
             if news > self.size().wrapping_sub(self.in_flight) {
-                return Err(RingFault::IndexJump { from: self.taken, to: index });
+                if !self.alleged || index == 0 || index > self.size() {
+                    return Err(RingFault::IndexJump { from: self.taken, to: index });
+                }
+                self.taken = 0;
             }
             self.known = index;
-            if news == 0 {
+            if index == self.taken {
                 return Ok(None);
             }
+            self.alleged = false;
         }
         let head = m.read16(self.words.avail_entry(self.taken));
         let alleged = u32::from(head);
@@ -461,10 +493,14 @@ impl<'s> DeviceRing<'s> {
         let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|_| head < size) else {
             return Err(RingFault::NoSuchChain { alleged });
         };
-        if slot.0 {
+        if slot.taken {
             return Err(RingFault::NotInFlight { alleged });
         }
-        slot.0 = true;
+        (slot.taken, slot.done) = (true, None);
+        let order = usize::from(self.taken & self.words.mask());
+        if let Some(slot) = self.slots.get_mut(order) {
+            slot.head = head;
+        }
         self.taken = self.taken.wrapping_add(1);
         self.in_flight = self.in_flight.wrapping_add(1);
         let token = Token(head);
@@ -528,14 +564,32 @@ impl<'s> DeviceRing<'s> {
     /// Completes a chain of which `written` bytes were written; the driver sees it at the next
     /// [`DeviceRing::publish`]. `false`: no such chain is in flight (it belongs to a session that has ended).
     pub fn complete<M: Mem>(&mut self, m: &M, token: Token, written: u32) -> bool {
-        let Some(slot) = self.slots.get_mut(token.index()).filter(|slot| slot.0) else { return false };
-        slot.0 = false;
+        let slot = self.slots.get_mut(token.index()).filter(|slot| slot.taken && slot.done.is_none());
+        let Some(slot) = slot else { return false };
+        if !self.in_order {
+            slot.taken = false;
+            self.use_entry(m, token.0, written);
+            return true;
+        }
+        slot.done = Some(written);
+        while self.in_flight != 0 {
+            let oldest = self.taken.wrapping_sub(self.in_flight) & self.words.mask();
+            let Some(head) = self.slots.get(usize::from(oldest)).map(|slot| slot.head) else { break };
+            let Some(slot) = self.slots.get_mut(usize::from(head)) else { break };
+            let Some(written) = slot.done.take() else { break };
+            slot.taken = false;
+            self.use_entry(m, head, written);
+        }
+        true
+    }
+
+    /// Writes the next used entry.
+    fn use_entry<M: Mem>(&mut self, m: &M, head: u16, written: u32) {
         let at = self.words.used_entry(self.completed);
-        m.write32(at, u32::from(token.0));
+        m.write32(at, u32::from(head));
         m.write32(at.wrapping_add(4), written);
         self.completed = self.completed.wrapping_add(1);
         self.in_flight = self.in_flight.wrapping_sub(1);
-        true
     }
 
     /// Makes every completion visible to the driver. Returns whether it asked to be woken for them; then ring.

@@ -93,22 +93,72 @@ fn features_that_were_not_offered_need_a_reset_and_no_reboot() {
 #[test]
 fn a_placement_that_was_refused_is_taken_when_it_has_become_good() {
     let mut guest = Guest::new();
-    guest.boot(PAGE);
-    // The console asks for the ring of the other device, again and again.
+    guest.boot(8 * PAGE);
+    // The console wants both queues on one ring, again and again.
     guest.put(CONSOLE + STATUS, 1);
+    assert!(guest.set_up(CONSOLE, 0, PAGE));
     for _ in 0..3 {
-        assert!(!guest.set_up(CONSOLE, 0, PAGE), "two devices on one ring");
+        assert!(!guest.set_up(CONSOLE, 1, 2 * PAGE), "two queues on one ring");
         assert_eq!(guest.pmm.device(1).queues_refused, 1, "a request that stands is counted once");
     }
-    // A third place is good at once, without any reset.
-    assert!(guest.set_up(CONSOLE, 0, 4 * PAGE));
+    // Another place is good at once, without any reset.
+    assert!(guest.set_up(CONSOLE, 1, 4 * PAGE));
 
-    // The other device gives its ring back, and now what was refused is good.
+    // The request stands while its queue 0 is given back, and then nothing is in its way.
     guest.put(CONSOLE + STATUS, 0);
     guest.pmm.pass(20_000);
     guest.put(CONSOLE + STATUS, 1);
-    assert!(!guest.set_up(CONSOLE, 0, PAGE), "two devices on one ring");
-    guest.put(STATUS, 0);
+    assert!(guest.set_up(CONSOLE, 0, PAGE));
+    assert!(!guest.set_up(CONSOLE, 1, 2 * PAGE), "two queues on one ring");
+    guest.put(CONSOLE + STATUS, 0);
     assert!(guest.is_acknowledged(CONSOLE), "the request still stands, and nothing is in its way");
+}
+
+#[test]
+fn two_devices_on_one_ring_harm_nobody_but_each_other() {
+    let mut guest = Guest::new();
+    guest.boot(PAGE);
+    guest.pmm.pass(1_000_000);
+    guest.put(CONSOLE + STATUS, 1);
+    // The later one has it: the earlier one may be of an image that is no more.
+    assert!(guest.set_up(CONSOLE, 0, PAGE));
+    let device = guest.device();
+    assert!(device.held && !device.runs);
+    // It is served again when it is set up again.
+    guest.put(STATUS, 0);
+    guest.pmm.pass(20_000);
     guest.boot(8 * PAGE);
+    assert!(!guest.device().held);
+}
+
+#[test]
+fn a_refusal_names_the_queue_and_the_reason() {
+    let page = BASE as u32 / PAGE;
+    let rows: [(u32, u32, u32, u32, &str); 8] = [
+        (0, 3, page + 1, PAGE, "the size must be a power of two from 2 to 8"),
+        (0, 1, page + 1, PAGE, "the size must be a power of two"),
+        (0, 0x10000, page + 1, PAGE, "the size must be a power of two"),
+        (0, 2, page, PAGE, "does not lie in the region, behind the header page"),
+        (0, 2, page - 1, PAGE, "does not lie in the region"),
+        (0, 2, 0xffff_ffff, PAGE, "does not lie in the region"),
+        (0, 2, page + 1, 512, "QueueAlign is 512, and must be 4096"),
+        (7, 2, page + 1, PAGE, "the device has 1 queues, counted from 0"),
+    ];
+    for (queue, size, pfn, align, why) in rows {
+        let mut guest = Guest::new();
+        guest.put(STATUS, 1);
+        guest.put(0x03c, align);
+        for (register, value) in [(QUEUE_SEL, queue), (QUEUE_NUM, size), (QUEUE_PFN, pfn)] {
+            guest.put(register, value);
+        }
+        assert!(!guest.is_acknowledged(0));
+        let refusal = guest.device().last_refusal.expect("it is refused").to_string();
+        let start = format!("queue {queue} of {size} entries in page {pfn:#x}: ");
+        assert!(refusal.starts_with(&start) && refusal.contains(why), "{refusal}");
+    }
+    let mut guest = Guest::new();
+    guest.put(CONSOLE + STATUS, 1);
+    assert!(guest.set_up(CONSOLE, 1, PAGE) && !guest.set_up(CONSOLE, 0, 2 * PAGE));
+    let refusal = guest.pmm.device(1).last_refusal.expect("it is refused").to_string();
+    assert!(refusal.contains("lies on that of queue 1 of the same device"), "{refusal}");
 }

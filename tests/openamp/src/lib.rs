@@ -20,6 +20,8 @@ pub trait World {
     fn wait(&mut self, what: &str);
     /// Whether the PMM has rung since the last time; takes the doorbell.
     fn rung(&mut self) -> bool;
+    /// Time passes while this side is halted.
+    fn halt(&mut self, micros: u64);
 }
 
 /// In what the generations of the library differ on the wire.
@@ -66,6 +68,8 @@ struct Ring {
     /// Completions consumed since this boot.
     used: u16,
     in_flight: Vec<Option<(u32, u32)>>,
+    /// Where it counts from 0: its own available index.
+    own: Option<u16>,
 }
 
 impl Ring {
@@ -84,6 +88,9 @@ pub struct FrontEnd {
     window: u32,
     generation: Generation,
     rings: Vec<Ring>,
+    order: Vec<usize>,
+    halt: u64,
+    early: Vec<(usize, u32, u32)>,
 }
 
 impl FrontEnd {
@@ -97,13 +104,36 @@ impl FrontEnd {
         rings: u32,
         sizes: &[u16],
     ) -> FrontEnd {
-        let mut at = rings;
+        let (mut at, order) = (rings, (0..sizes.len()).collect());
         let rings = sizes.iter().map(|&size| {
-            let ring = Ring { at, size, used: 0, in_flight: vec![None; usize::from(size)] };
+            let ring = Ring { at, size, used: 0, in_flight: vec![None; usize::from(size)], own: None };
             at = (ring.used() + 6 + 8 * u32::from(size)).next_multiple_of(PAGE);
             ring
         });
-        FrontEnd { m, base, window: index * 0x200, generation, rings: rings.collect() }
+        let rings = rings.collect();
+        let (halt, early) = (0, Vec::new());
+        FrontEnd { m, base, window: index * 0x200, generation, rings, order, halt, early }
+    }
+
+    /// Sets its queues up in this order, as `virtio-drivers` does with those of a network card.
+    pub fn in_order(mut self, order: &[usize]) -> FrontEnd {
+        self.order = order.to_vec();
+        self
+    }
+    /// Is halted for so many microseconds between QueueNum and QueuePFN, as at a breakpoint.
+    pub fn halted(mut self, micros: u64) -> FrontEnd {
+        self.halt = micros;
+        self
+    }
+    /// Makes a writable buffer available before it stores QueuePFN.
+    pub fn with_early(mut self, queue: usize, at: u32, len: u32) -> FrontEnd {
+        self.early.push((queue, at, len));
+        self
+    }
+    /// Counts its available indices from 0 at each boot, in a counter of its own, and leaves the memory as it is.
+    pub fn counting_from_0(mut self) -> FrontEnd {
+        self.rings.iter_mut().for_each(|ring| ring.own = Some(0));
+        self
     }
 
     fn get(&self, register: u32) -> u32 {
@@ -131,6 +161,7 @@ impl FrontEnd {
         );
         for ring in &mut self.rings {
             (ring.used, ring.in_flight) = (0, vec![None; usize::from(ring.size)]);
+            ring.own = ring.own.map(|_| 0);
         }
         self.put_and_ring(world, STATUS, 1);
         self.put(world, GUEST_PAGE_SIZE, PAGE);
@@ -138,7 +169,7 @@ impl FrontEnd {
         self.put(world, DEVICE_FEATURES_SEL, 0);
         let features = self.get(DEVICE_FEATURES) & wanted;
         self.put_and_ring(world, DRIVER_FEATURES, features);
-        for index in 0..self.rings.len() {
+        for index in self.order.clone() {
             self.set_up(world, index);
         }
         let driver_ok = if self.generation == Generation::G4 { 7 } else { 4 };
@@ -155,7 +186,15 @@ impl FrontEnd {
             self.put(world, DRIVER_FEATURES_SEL, index as u32);
         }
         self.put(world, QUEUE_NUM, ring.size.into());
+        if self.halt != 0 {
+            world.halt(self.halt);
+        }
         self.put(world, QUEUE_ALIGN, PAGE);
+        for (queue, at, len) in self.early.clone() {
+            if queue == index {
+                self.post(world, queue, at, len, true);
+            }
+        }
         self.put_and_ring(world, QUEUE_PFN, pfn);
         for tries in 0.. {
             if self.get(QUEUE_PFN) == ACK {
@@ -173,6 +212,14 @@ impl FrontEnd {
 
     /// Makes one buffer available and kicks. `len` bytes at region offset `at`; the device may write it or not.
     pub fn add(&mut self, world: &mut dyn World, queue: usize, at: u32, len: u32, writable: bool) {
+        self.post(world, queue, at, len, writable);
+        self.put(world, QUEUE_NOTIFY, queue as u32);
+        self.m.bell();
+        world.ring();
+        world.pause();
+    }
+
+    fn post(&mut self, world: &mut dyn World, queue: usize, at: u32, len: u32, writable: bool) {
         let ring = &mut self.rings[queue];
         let slot = ring.in_flight.iter().position(Option::is_none).expect("a free descriptor");
         ring.in_flight[slot] = Some((at, len));
@@ -185,14 +232,11 @@ impl FrontEnd {
         self.m.write16(desc + 14, 0);
         world.pause();
         // It counts on in shared memory, whatever a boot before it left there.
-        let index = self.m.read16(ring.avail() + 2);
+        let index = ring.own.unwrap_or_else(|| self.m.read16(ring.avail() + 2));
+        ring.own = ring.own.map(|_| index.wrapping_add(1));
         self.m.write16(ring.avail() + 4 + 2 * u32::from(index % ring.size), slot as u16);
         world.pause();
         self.m.publish16(ring.avail() + 2, index.wrapping_add(1));
-        self.put(world, QUEUE_NOTIFY, queue as u32);
-        self.m.bell();
-        world.ring();
-        world.pause();
     }
 
     /// The next completion of a queue: offset and alleged length of what was written.

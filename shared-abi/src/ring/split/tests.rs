@@ -90,6 +90,69 @@ fn chains_arrive_whole_and_return_in_any_order() {
 }
 
 #[test]
+fn completions_are_published_in_the_order_of_taking_where_a_successor_counts_on_it() {
+    let mut pair = pair(4, Features::empty());
+    pair.device.keep_order();
+    let mut expected = VecDeque::new();
+    let mut published = 0u16;
+    // Through the ring many times, two at a time, the later one finished first.
+    for round in 0..40u32 {
+        let mut tokens = Vec::new();
+        for _ in 0..2 {
+            expected.push_back(pair.driver.add(&pair.m, &[Segment::writable(POOL.at, 64)]).unwrap());
+            pair.driver.publish(&pair.m);
+            let Ok(Some(Taken::Chain { token, .. })) = pair.take() else { panic!("round {round}") };
+            tokens.push(token);
+        }
+        assert!(pair.device.complete(&pair.m, tokens[1], round + 1));
+        assert!(!pair.device.complete(&pair.m, tokens[1], 0), "it is completed once");
+        assert!(!pair.device.publish(&pair.m), "the one before it is not finished");
+        assert_eq!(pair.m.read16(0x3002), published, "all that the used index says is in order");
+        assert_eq!(pair.device.in_flight(), 2);
+        assert!(pair.device.complete(&pair.m, tokens[0], round));
+        assert!(pair.device.publish(&pair.m));
+        published = published.wrapping_add(2);
+        for written in [round, round + 1] {
+            let used = pair.driver.pop(&pair.m).unwrap().unwrap();
+            assert_eq!((Some(used.token), used.written), (expected.pop_front(), written));
+        }
+        assert_eq!(pair.device.in_flight(), 0);
+    }
+}
+
+#[test]
+fn an_index_that_cannot_come_after_an_old_one_and_can_after_0_means_0_once() {
+    let start = |position, doubt: bool| {
+        let mut pair = pair(4, Features::empty());
+        pair.device.start(&pair.m, Features::empty(), position);
+        pair.m.write16(0x2002, position);
+        if doubt {
+            pair.device.doubt_position();
+        }
+        pair
+    };
+    for old in [7u16, 1000, 65_530] {
+        let mut counts_on = start(old, true);
+        counts_on.desc(0, BASE + u64::from(POOL.at), 4, 0, 0);
+        counts_on.offer(old, 0);
+        assert!(matches!(counts_on.take(), Ok(Some(Taken::Chain { .. }))), "counts on from {old}");
+        counts_on.m.write16(0x2002, 1);
+        assert!(counts_on.take().is_err(), "it has shown that it counts on");
+        let mut from_0 = start(old, true);
+        from_0.desc(0, BASE + u64::from(POOL.at), 4, 0, 0);
+        from_0.offer(0, 0);
+        assert!(matches!(from_0.take(), Ok(Some(Taken::Chain { .. }))), "counts from 0 over {old}");
+        assert_eq!(from_0.device.position().0, 1);
+        let mut neither = start(old, true);
+        neither.m.write16(0x2002, old.wrapping_add(5));
+        assert!(neither.take().is_err(), "an index that comes after nothing");
+        let mut certain = start(old, false);
+        certain.m.write16(0x2002, 1);
+        assert!(certain.take().is_err());
+    }
+}
+
+#[test]
 fn a_ring_moves_to_any_size_that_its_slots_are_enough_for() {
     let mut p = pair(8, EVENT);
     let one = [Segment::readable(0x4000, 1)];
