@@ -16,6 +16,8 @@ pub mod snapshot;
 pub mod transport;
 
 #[cfg(feature = "std")]
+mod descriptors;
+#[cfg(feature = "std")]
 pub mod doorbell;
 #[cfg(feature = "std")]
 mod failure;

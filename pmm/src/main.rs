@@ -47,8 +47,13 @@ fn serve_links(run: &Run) -> Result<ExitCode, Failure> {
             observe::log::say(&format!("{said}\n"));
         }
     }
-    for note in run.notes.iter().chain(opened.links.iter().flat_map(|link| link.mapping.notes())) {
+    for note in
+        run.notes.iter().chain(&opened.note).chain(opened.links.iter().flat_map(|link| link.mapping.notes()))
+    {
         tracing::info!("{note}");
+    }
+    for warning in opened.links.iter().flat_map(|link| link.mapping.warnings()) {
+        tracing::warn!("{warning}");
     }
     for link in &opened.links {
         let (name, mapping) = (&link.description.name, &link.mapping);

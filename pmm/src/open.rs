@@ -7,6 +7,7 @@ use hvl_shared_abi::header::{MAGIC, Window, reg};
 use hvl_shared_abi::layout::Layout;
 use hvl_shared_abi::mem::Mem;
 
+use crate::descriptors::Shares;
 use crate::doorbell::{self, HostDoorbell};
 use crate::failure::{Failure, refused};
 use crate::host::{Hosted, StateRecorder};
@@ -39,6 +40,8 @@ pub struct Opened {
     pub control: Control,
     /// The signals: from here on they are read, and end nothing by themselves.
     pub(crate) signals: Signals,
+    /// What the user should know of how descriptors were shared out.
+    pub note: Option<String>,
 }
 
 /// Opens the regions first, since their locks tell one PMM from another; the terminal last, so that no message of
@@ -49,6 +52,7 @@ pub struct Opened {
 /// [`Failure::Refused`] with the option and what the machine refused.
 pub fn open(run: &Run) -> Result<Opened, Failure> {
     ignore_signals();
+    let shares = Shares::of(run)?;
     let mut links = Vec::with_capacity(run.links.len());
     for description in &run.links {
         let layout = description.layout().map_err(|error| Failure::Misuse(error.to_string()))?;
@@ -70,12 +74,15 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
     }
     keep_apart(&run.links)?;
     let first = run.links.first().map_or("pmm", |link| link.name.as_str());
-    let control = Control::open(run.control.as_deref(), first)?;
+    let mut control = Control::open(run.control.as_deref(), first)?;
+    control.limit(shares.control);
     let signals = Signals::new().map_err(no_descriptors)?;
-    for link in &mut links {
-        link.devices = link.description.devices.iter().map(Hosted::open).collect::<Result<_, _>>()?;
+    for (link, shares) in links.iter_mut().zip(&shares.devices) {
+        let devices = link.description.devices.iter().zip(shares);
+        link.devices =
+            devices.map(|(device, share)| Hosted::open(device, *share)).collect::<Result<_, _>>()?;
     }
-    Ok(Opened { links, control, signals })
+    Ok(Opened { links, control, signals, note: shares.note })
 }
 
 /// A guest that may change a directory must not find the memory of a link in it: cut short, it would end this process.

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hvl_shared_abi::epoch::PmmHalf;
 use hvl_shared_abi::mem::Region;
 use hvl_shared_abi::ring::split::DeviceSlot;
 use tracing::{error, info};
@@ -19,12 +20,14 @@ use crate::failure::{Failure, refused};
 use crate::host::{HostEnd, StateRecorder, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
-    Board, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable, remedy,
+    Board, Control, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable,
+    remedy,
 };
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
+use crate::region::Mapping;
 use crate::snapshot::{DeviceSnapshot, LinkSnapshot, Profile};
-use crate::sys::{Signal, Watches};
+use crate::sys::{Signal, Signals, Watches};
 use crate::transport::plain::Recorder;
 
 /// How long after something happened the snapshot is looked through for what to log, in microseconds: often enough for
@@ -43,7 +46,7 @@ fn clock() -> impl Fn() -> u64 {
 ///
 /// [`Failure::Refused`] of the first link that failed; the others were served on.
 pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
-    let Opened { links, mut control, signals } = opened;
+    let Opened { links, mut control, signals, .. } = opened;
     let waker = Arc::new(Waker::new().map_err(no_descriptors)?);
     let (mut boards, mut threads) = (Vec::new(), Vec::new());
     let mut start = |link: OpenLink| {
@@ -63,6 +66,31 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
     control.set_boards(boards.clone());
 
     let clock = clock();
+    let watched = catch_unwind(AssertUnwindSafe(|| watch(&boards, &mut control, &signals, &waker, &clock)));
+    // Without this thread nobody could end the links any more.
+    boards.iter().for_each(|board| board.stop());
+    let mut results = threads.into_iter().map(|thread| {
+        thread.join().unwrap_or_else(|_| refused("a link's thread died; this is a defect of pmm"))
+    });
+    let first = results.find(Result::is_err);
+    if watched.is_err() {
+        let text = "the thread of the control socket panicked, and all links end; this is a defect of pmm";
+        error!("{text}");
+        return refused(text);
+    }
+    // Whoever follows hears the end.
+    control.progress(clock());
+    started.and(first.unwrap_or(Ok(())))
+}
+
+/// Passes signals on and answers at the control socket until every link has ended.
+fn watch(
+    boards: &[Arc<Board>],
+    control: &mut Control,
+    signals: &Signals,
+    waker: &Waker,
+    clock: &dyn Fn() -> u64,
+) {
     let mut watches = Watches::default();
     // A board is closed last of all in a thread, and wakes this loop; `is_finished` comes a moment later and does not.
     while boards.iter().any(|board| !board.is_closed()) {
@@ -88,21 +116,23 @@ pub fn serve(opened: Opened, run: &Run) -> Result<(), Failure> {
         }
         control.progress(clock());
     }
-    let mut results = threads.into_iter().map(|thread| {
-        thread.join().unwrap_or_else(|_| refused("a link's thread died; this is a defect of pmm"))
-    });
-    let first = results.find(Result::is_err);
-    // Whoever follows hears the end.
-    control.progress(clock());
-    started.and(first.unwrap_or(Ok(())))
 }
 
 /// Serves one link; its end, and even its panic, is not the end of the others.
-fn guarded(link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
+fn guarded(mut link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
     let name = link.description.name.clone();
     let _span = tracing::error_span!("link", name = %name).entered();
-    let result = catch_unwind(AssertUnwindSafe(|| serve_link(link, board, wait)))
-        .unwrap_or_else(|_| refused(format!("{name}: its thread panicked; this is a defect of pmm")));
+    let result = catch_unwind(AssertUnwindSafe(|| serve_link(&mut link, board, wait)));
+    let result = result.unwrap_or_else(|_| {
+        // The guest is told on this path, too, while the region is still locked.
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            PmmHalf::abandon(&link.mapping.region());
+            link.doorbell.ring();
+        }));
+        let untold = if told.is_err() { ", and its doorbell too" } else { "" };
+        refused(format!("{name}: its thread panicked{untold}; this is a defect of pmm"))
+    });
+    drop(link);
     let mut last = board.latest();
     last.state = if result.is_ok() { "ended" } else { "failed" }.into();
     if let Err(failure) = &result {
@@ -113,11 +143,12 @@ fn guarded(link: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), 
     result
 }
 
-fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
+fn serve_link(open: &mut OpenLink, board: &Board, wait: Option<Duration>) -> Result<(), Failure> {
     let first = open.first_status();
     open.prepare()?;
-    let OpenLink { description, layout, mapping, mut doorbell, devices, state } = open;
-    let mut state = state;
+    let OpenLink { description, layout, mapping, doorbell, devices, state } = open;
+    // Host ends are closed when this ends, and before that is told.
+    let (devices, mut state) = (std::mem::take(devices), state.take());
     let record = state.as_ref().and_then(|state| state.found());
     let (mut hosted, mut ends): (Vec<_>, Vec<Box<dyn HostEnd>>) =
         devices.into_iter().map(|hosted| (hosted.device, hosted.end)).unzip();
@@ -131,7 +162,7 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
         .map(|place| vec![DeviceSlot::NEW; Link::<Region>::slots_for(place)])
         .collect();
     let plan = LinkPlan {
-        layout,
+        layout: *layout,
         base: description.base,
         doorbell_can_lose: doorbell.can_lose(),
         gone_after: description.gone_after.map(|after| after.as_micros() as u64),
@@ -151,7 +182,7 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
         link.snapshot().pmm_epoch
     );
     doorbell.ring();
-    let served = Loop { link, doorbell: &mut *doorbell, ends, board, wait, wakeups: 0 };
+    let served = Loop { link, mapping, doorbell: &mut **doorbell, ends, board, wait, wakeups: 0 };
     let result = served.run(&description.doorbell.to_string(), &first, &description.name);
     info!("ended");
     result
@@ -160,6 +191,7 @@ fn serve_link(open: OpenLink, board: &Board, wait: Option<Duration>) -> Result<(
 /// One link's event loop.
 struct Loop<'s, 'a> {
     link: Link<'s, Region>,
+    mapping: &'a Mapping,
     doorbell: &'a mut dyn HostDoorbell,
     /// The devices' host ends, in their order, and what else may have news.
     ends: Vec<Box<dyn HostEnd>>,
@@ -218,6 +250,12 @@ impl Loop<'_, '_> {
             self.board.offer(status);
             if self.board.is_stopping() {
                 break Ok(());
+            }
+            if let Err(lost) = self.mapping.check() {
+                break Err(lost);
+            }
+            if let Some(failure) = self.ends.iter().find_map(|end| end.failure()) {
+                break refused(format!("{name}: {failure}"));
             }
             if let (Some(wait), Some(since)) = (self.wait, self.doorbell.absent_since_us())
                 && now.saturating_sub(since) >= wait.as_micros() as u64
@@ -483,5 +521,105 @@ impl Notices {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use hvl_shared_abi::header::{Window, reg};
+    use hvl_shared_abi::mem::Mem;
+
+    use super::*;
+    use crate::doorbell::Counters;
+    use crate::options::{Command, parse};
+
+    /// A doorbell that panics when the link has been served a few times, and counts how often it is rung.
+    struct Panics {
+        rung: Arc<AtomicU32>,
+        looks: u32,
+    }
+
+    impl HostDoorbell for Panics {
+        fn ring(&mut self) {
+            self.rung.fetch_add(1, Ordering::SeqCst);
+        }
+        fn acknowledge(&mut self) -> bool {
+            false
+        }
+        fn can_lose(&self) -> bool {
+            true
+        }
+        fn watch(&self, _watches: &mut Watches) {}
+        fn progress(&mut self, _now_us: u64) -> bool {
+            self.looks += 1;
+            assert!(self.looks < 3, "the test's panic");
+            false
+        }
+        fn deadline_us(&self) -> Option<u64> {
+            Some(0)
+        }
+        fn absent_since_us(&self) -> Option<u64> {
+            None
+        }
+        fn counters(&self) -> Counters {
+            Counters::default()
+        }
+    }
+
+    /// An end whose worker has panicked.
+    struct Failed;
+
+    impl HostEnd for Failed {
+        fn failure(&self) -> Option<String> {
+            Some("a worker panicked".into())
+        }
+        fn state(&self) -> std::borrow::Cow<'static, str> {
+            "failed".into()
+        }
+    }
+
+    /// Serves a link that ends by itself: its result, its last status, PmmEpoch and PmmBell.
+    fn served(name: &str, change: impl FnOnce(&mut OpenLink)) -> (Failure, LinkStatus, u32, u32) {
+        // The signals and the log are the process's; one at a time.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock();
+        let control = std::env::temp_dir().join(format!("pmm-serve-{name}-{}", std::process::id()));
+        let line = format!(
+            "pmm run --no-dtb --shmem-addr 1M --shmem-size 64K --rng --control {}",
+            control.display()
+        );
+        let Ok(Command::Run(run)) = parse(line.split_whitespace().map(Into::into)) else { panic!("{line}") };
+        let mut opened = crate::open::open(&run).unwrap();
+        let mut link = opened.links.remove(0);
+        change(&mut link);
+        let region = link.mapping.region();
+        let board = Board::new(Arc::new(Waker::new().unwrap()), link.first_status()).unwrap();
+        let failure = guarded(link, &board, None).unwrap_err();
+        assert!(board.is_closed());
+        let word = |offset| region.read32(Window::LINK.at(offset));
+        (failure, board.latest(), word(reg::PMM_EPOCH), word(reg::PMM_BELL))
+    }
+
+    #[test]
+    fn a_panic_of_a_links_thread_is_told_to_its_guest() {
+        let rung = Arc::new(AtomicU32::new(0));
+        let bell = rung.clone();
+        let (failure, last, epoch, bells) =
+            served("panic", |link| link.doorbell = Box::new(Panics { rung: bell, looks: 0 }));
+        assert!(failure.to_string().contains("its thread panicked"), "{failure}");
+        assert_eq!((last.state.as_str(), last.error), ("failed", Some(failure.to_string())));
+        assert_eq!(epoch % 2, 1, "the guest is told that there is no PMM");
+        // At the start, and at the end.
+        assert!(rung.load(Ordering::SeqCst) >= 2 && bells >= 2, "the guest is rung for it");
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_ends_its_link_with_a_sentence() {
+        let (failure, last, epoch, _) = served("worker", |link| link.devices[0].end = Box::new(Failed));
+        assert!(failure.to_string().contains("a worker panicked"), "{failure}");
+        assert_eq!((last.state.as_str(), epoch % 2), ("failed", 1));
     }
 }

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use crate::descriptors;
 use crate::failure::Failure;
-use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS, raise_limit};
+use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
 use crate::observe::log;
 use crate::open::no_descriptors;
 use crate::options::{Listen, Share};
@@ -22,8 +24,6 @@ use crate::unix::Bound;
 
 /// Most clients at a time. Each may hold [`THREADS`] requests and replies of a mebibyte.
 const CONNECTIONS: usize = 32;
-/// Descriptors that are not for files: connections, the log, what the machine needs.
-const OTHER_DESCRIPTORS: usize = 128;
 /// How long a listener that cannot accept is left alone, in microseconds.
 const PAUSE_US: u64 = 200_000;
 /// How long requests that are under way may take when the program is told to end.
@@ -117,7 +117,11 @@ impl Clients {
                 (self.clone(), connection.clone(), running.clone(), who.clone());
             let (shared, name) = (running.clone(), who.clone());
             let thread = std::thread::Builder::new().name(format!("9p-{number}")).spawn(move || {
-                connection.serve();
+                // A client whose thread panics does not keep its place.
+                if catch_unwind(AssertUnwindSafe(|| connection.serve())).is_err() {
+                    error!("{who} is disconnected: a thread of its panicked; this is a defect of pmm");
+                    connection.close();
+                }
                 clients.left(number, &who, &running);
             });
             if let Err(error) = thread {
@@ -157,7 +161,7 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         ids: share.ids,
         msize: share.msize,
         fids: share.fids,
-        descriptors: descriptors(),
+        descriptors: descriptors::for_server()?,
     };
     let export = Export::open(Path::new(&share.directory), "", rules, &name)?;
     let listener = Listener::open(&share.listen)?;
@@ -213,9 +217,4 @@ fn end(clients: &Clients) {
     if waited.timed_out() {
         warn!("{} clients still had requests under way or did not read their answers", live.len());
     }
-}
-
-/// How many descriptors files may take.
-fn descriptors() -> usize {
-    raise_limit().saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS)
 }

@@ -162,6 +162,14 @@ impl PmmHalf {
         m.publish32(at(reg::PMM_EPOCH), self.epoch.wrapping_add(1));
     }
 
+    /// *Shutdown* of a PMM whose own record is lost, as after a panic: closes the region and counts a bell, going by what
+    /// stands there. The caller holds the region's lock still, and rings the hardware right after.
+    pub fn abandon<M: Mem>(m: &M) {
+        m.publish32(at(reg::PMM_EPOCH), m.read32(at(reg::PMM_EPOCH)) | 1);
+        m.write32(at(reg::PMM_BELL), m.read32(at(reg::PMM_BELL)).wrapping_add(1));
+        m.bell();
+    }
+
     /// Counts a bell. The caller rings the hardware right after.
     pub fn ring<M: Mem>(&mut self, m: &M) {
         self.bell = self.bell.wrapping_add(1);

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -66,6 +67,17 @@ impl Job {
         }
         answer
     }
+    /// The same, and an error where that panics. `true`: it did.
+    fn answer_or_fail(&self, answer: Vec<u8>) -> (Vec<u8>, bool) {
+        match catch_unwind(AssertUnwindSafe(|| self.answer(answer))) {
+            Ok(answer) => (answer, false),
+            Err(_) => {
+                let mut answer = Vec::new();
+                refuse(&self.request, Errno::IO, &mut answer);
+                (answer, true)
+            }
+        }
+    }
 }
 
 struct Done {
@@ -86,6 +98,8 @@ struct Work {
     /// Changes of this generation that are.
     changes: usize,
     closing: bool,
+    /// A worker has panicked: what it was about is answered with an error, and the link ends.
+    panicked: bool,
     /// Memory to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -145,7 +159,9 @@ impl Room {
             } else if let Some(job) = work.next() {
                 let spare = work.spare.pop().unwrap_or_default();
                 drop(work);
-                let answer = job.answer(spare);
+                let (answer, panicked) = job.answer_or_fail(spare);
+                // Before the answer: whoever sees that knows of this.
+                self.work().panicked |= panicked;
                 self.finish(job, answer);
             } else {
                 work = self.news.wait(work).unwrap_or_else(PoisonError::into_inner);
@@ -157,16 +173,20 @@ impl Room {
 
     /// Closes what a client had open, which may take as long as a file system likes.
     fn end(&self, ended: Arc<dyn Conversation>) {
-        drop(ended);
-        let freed = self.work().old_change_is_over();
+        let panicked = catch_unwind(AssertUnwindSafe(|| drop(ended))).is_err();
+        let mut work = self.work();
+        work.panicked |= panicked;
+        let freed = work.old_change_is_over();
+        drop(work);
         self.tell(freed);
     }
 
     fn finish(&self, job: Job, answer: Vec<u8>) {
         let Job { generation, id, changes, request, with, .. } = job;
         // The last one of a client that is gone closes its files: while nobody waits for the lock.
-        drop(with);
+        let panicked = catch_unwind(AssertUnwindSafe(|| drop(with))).is_err();
         let mut work = self.work();
+        work.panicked |= panicked;
         work.keep(request);
         let freed = work.finish(Done { generation, id, answer }, changes);
         drop(work);
@@ -410,6 +430,14 @@ impl HostEnd for Files {
         self.room.waker.clear();
     }
 
+    fn failure(&self) -> Option<String> {
+        let panicked = self.room.work().panicked;
+        panicked.then(|| {
+            let files = self.conversations.state();
+            format!("a worker of its files ({files}) panicked, and what it did may be half done; this is a defect of pmm")
+        })
+    }
+
     fn state(&self) -> Cow<'static, str> {
         let under_way = self.under_way.iter().flatten().count();
         format!("{}, {under_way} requests under way", self.conversations.state()).into()
@@ -435,4 +463,81 @@ impl<T: MessageServer + ?Sized> MessageServer for Shared<T> {
 fn changes(kind: u8) -> bool {
     // statfs readlink getattr xattrwalk readdir getlock version auth attach flush walk read
     !matches!(kind, 8 | 22 | 24 | 30 | 40 | 54 | 100 | 102 | 104 | 108 | 110 | 116)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics at every message with an odd tag, and when it ends if it ever had one.
+    struct Panicking(std::sync::atomic::AtomicBool);
+
+    impl Conversation for Panicking {
+        fn handle(&self, request: &[u8], answer: &mut Vec<u8>, _room: usize) {
+            let header = Header::parse(request).unwrap();
+            if header.tag % 2 == 1 {
+                self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+                panic!("the test's panic");
+            }
+            answer.extend_from_slice(request);
+        }
+    }
+
+    impl Drop for Panicking {
+        fn drop(&mut self) {
+            assert!(!*self.0.get_mut(), "the test's panic");
+        }
+    }
+
+    struct Some9;
+
+    impl Conversations for Some9 {
+        fn begin(&self) -> Arc<dyn Conversation> {
+            Arc::new(Panicking(false.into()))
+        }
+        fn state(&self) -> String {
+            "tag".into()
+        }
+    }
+
+    /// A clunk, which counts as a change.
+    fn submit(files: &mut Files, id: usize, tag: u8) {
+        let clunk = [11, 0, 0, 0, 120, tag, 0, 0, 0, 0, 0];
+        let taken =
+            files.submit(id, clunk.len(), MAX_MSIZE as usize, &mut |room| room.copy_from_slice(&clunk));
+        assert!(taken);
+    }
+
+    /// Waits for the answer to a request.
+    fn answer(files: &mut Files, id: usize) -> Vec<u8> {
+        let mut found = None;
+        while found.is_none() {
+            let mut watches = Watches::default();
+            files.watch(&mut watches);
+            assert!(watches.wait(Some(20_000_000)) > 0, "no worker had an answer in 20 s");
+            files.progress(0);
+            files.answers(&mut |number, bytes| {
+                found = found.take().or((number == id).then(|| bytes.to_vec()))
+            });
+        }
+        found.unwrap()
+    }
+
+    #[test]
+    fn what_a_panicking_worker_was_about_is_answered_and_holds_up_nothing() {
+        let mut files = Files::start(Box::new(Some9)).unwrap();
+        submit(&mut files, 0, 2);
+        assert_eq!(answer(&mut files, 0)[4], 120);
+        assert_eq!(files.failure(), None);
+        // More than there are workers.
+        for round in 0..2 * WORKERS {
+            submit(&mut files, round % PENDING, 1);
+            assert_eq!(answer(&mut files, round % PENDING)[4], 7, "an error");
+        }
+        assert!(files.failure().unwrap().contains("panicked"));
+        // The next session's changes wait for nobody, not even for a conversation that cannot end.
+        files.forget();
+        submit(&mut files, 0, 4);
+        assert_eq!(answer(&mut files, 0)[4], 120);
+    }
 }

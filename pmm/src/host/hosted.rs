@@ -2,7 +2,7 @@
 
 use hvl_shared_abi::mem::Region;
 
-use super::export::{DEFAULT_DESCRIPTORS, DEFAULT_FIDS, Export, Rules, raise_limit};
+use super::export::{Export, Rules};
 use super::net;
 use super::{
     ByteEnd, FileEnd, Files, Guests, HostEnd, Multiplexer, PtyEnd, Shared, SocketEnd, StdioEnd, SystemEntropy,
@@ -39,14 +39,13 @@ impl Hosted {
         Ok(Hosted::new(Net::new(end.clone(), facts, memory(), memory()), end))
     }
 
-    fn directory(shared: &SharedDirectory) -> Result<Hosted, Failure> {
+    fn directory(shared: &SharedDirectory, descriptors: usize) -> Result<Hosted, Failure> {
         let name = format!("--9p {shared}");
         let rules = Rules {
             read_only: shared.read_only,
             ids: shared.owners.ids(),
             fids: shared.fids,
-            // Several directories, and all other devices, share what the process may have.
-            descriptors: (raise_limit() / 16).clamp(DEFAULT_DESCRIPTORS, DEFAULT_FIDS),
+            descriptors,
             ..Rules::default()
         };
         let export = Export::open(&shared.path, &shared.tag, rules, &name)?;
@@ -58,16 +57,17 @@ impl Hosted {
         }
     }
 
-    /// Opens the host end that is described, and makes the device on it.
+    /// Opens the host end that is described, and makes the device on it. Its peers may make it hold as many `descriptors`
+    /// beyond what it always has, and are refused more.
     ///
     /// # Errors
     ///
     /// [`Failure::Refused`] with what the machine refused.
-    pub fn open(description: &DeviceDescription) -> Result<Hosted, Failure> {
+    pub fn open(description: &DeviceDescription, descriptors: usize) -> Result<Hosted, Failure> {
         Ok(match description {
-            DeviceDescription::Directory(directory) => Hosted::directory(&directory.shared)?,
+            DeviceDescription::Directory(directory) => Hosted::directory(&directory.shared, descriptors)?,
             DeviceDescription::Vsock(vsock) => {
-                let end = Shared::new(Multiplexer::open(vsock)?);
+                let end = Shared::new(Multiplexer::open(vsock, descriptors)?);
                 let connections = vec![Connection::NEW; Multiplexer::MOST].into_boxed_slice();
                 Hosted::new(Vsock::new(end.clone(), vsock.cid, connections), end)
             }

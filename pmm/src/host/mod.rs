@@ -215,6 +215,12 @@ pub trait HostEnd: Send {
     /// which follows at once. Several of a kind may come as one, and one may be no news after all.
     fn terminal_news(&mut self, _news: TerminalNews) {}
 
+    /// Why the link cannot be served any more, if it cannot: a thread of this end has panicked. The link ends with this
+    /// sentence, and its guest is told.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     /// A few words for the status, such as `no client`.
     fn state(&self) -> std::borrow::Cow<'static, str>;
 

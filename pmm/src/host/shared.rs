@@ -80,6 +80,10 @@ impl<T: HostEnd + ?Sized> HostEnd for Shared<T> {
         self.get().terminal_news(news);
     }
 
+    fn failure(&self) -> Option<String> {
+        self.get().failure()
+    }
+
     fn announcement(&self) -> Option<String> {
         self.get().announcement()
     }

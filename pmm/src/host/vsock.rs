@@ -155,12 +155,12 @@ impl Multiplexer {
     /// Connections at the most, those included whose client has not said yet what it wants.
     pub const MOST: usize = 1024;
 
-    /// Listens where it is described.
+    /// Listens where it is described, for `most` connections at a time, each of which takes a descriptor.
     ///
     /// # Errors
     ///
     /// [`Failure::Refused`] if the path cannot be used or is in use.
-    pub fn open(description: &VsockDescription) -> Result<Multiplexer, Failure> {
+    pub fn open(description: &VsockDescription, most: usize) -> Result<Multiplexer, Failure> {
         let VsockDescription { cid, path, is_default, .. } = description;
         let name = format!("--vsock {cid},path={}", path.display());
         if *is_default {
@@ -178,7 +178,6 @@ impl Multiplexer {
                 ));
             }
         }
-        raise_limit();
         let listener = Listener::listen(path, name.clone())?;
         let epoll = match epoll::create(epoll::CreateFlags::CLOEXEC) {
             Ok(epoll) => epoll,
@@ -192,7 +191,7 @@ impl Multiplexer {
             slots: (0..MOST).map(|_| Slot::default()).collect(),
             ahead: Ahead { slot: 0, bytes: vec![0; AHEAD].into(), head: 0, end: 0 },
             staged: Staged { slot: 0, bytes: vec![0; ROOM].into() },
-            free: (0..MOST).rev().collect(),
+            free: (0..MOST.min(most)).rev().collect(),
             news: VecDeque::with_capacity(MOST),
             deadlines: BTreeSet::new(),
             active: false,
@@ -434,14 +433,6 @@ fn port_of(line: &[u8]) -> Option<u32> {
     let (word, port, more) = (words.next()?, words.next()?, words.next());
     let port = port.bytes().all(|digit| digit.is_ascii_digit()).then(|| port.parse().ok()).flatten();
     port.filter(|&port| word.eq_ignore_ascii_case("connect") && port != PORT_ANY && more.is_none())
-}
-
-/// Many systems let a process have 1,024 descriptors at first, and more if it asks.
-fn raise_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 impl Sockets for Multiplexer {

@@ -32,6 +32,8 @@ pub struct Control {
     listener: Listener,
     clients: Vec<Client>,
     boards: Vec<Arc<Board>>,
+    /// Clients at one time: each takes a descriptor.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -136,7 +138,12 @@ impl Control {
         };
         let listener = Listener::listen(&path, format!("--control {}", path.display()))?;
         let _ = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600));
-        Ok(Control { listener, clients: Vec::new(), boards: Vec::new() })
+        Ok(Control { listener, clients: Vec::new(), boards: Vec::new(), most: MAX_CLIENTS })
+    }
+
+    /// Lets no more clients be connected at one time, where the process may have few descriptors.
+    pub(crate) fn limit(&mut self, most: usize) {
+        self.most = most.min(MAX_CLIENTS);
     }
 
     /// Where it listens.
@@ -172,7 +179,7 @@ impl Control {
         for _ in 0..MAX_CLIENTS {
             let Some(stream) = self.listener.accept(now_us) else { break };
             // The others are turned away by closing.
-            if self.clients.len() < MAX_CLIENTS {
+            if self.clients.len() < self.most {
                 self.clients.push(Client::new(stream));
             }
         }

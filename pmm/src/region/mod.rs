@@ -1,6 +1,9 @@
-//! Where the memory of a link comes from: part of a file, a POSIX shared memory object, an inherited descriptor, or a
-//! new memfd. All of it is ordinary memory of this host, hence coherent; a board's memory (UIO) will be one more
-//! provider.
+//! The memory of a link: got from a provider ([`source`]), locked, reserved, mapped.
+//!
+//! Memory that is not there when it is touched would end the process with SIGBUS, and every link with it. So all of a
+//! region is reserved before a guest's word is read, and none of it is ever given back; and where it goes in spite of
+//! that (a file that is cut short, a file system that writes elsewhere and has no room), the region is *lost*: see
+//! [`Mapping::is_lost`].
 //!
 //! Exactly one PMM serves a region. An open-file-description lock on the region's bytes says so: the kernel drops it
 //! when the last descriptor and mapping of its owner are gone, so that holding it proves that no predecessor, however
@@ -8,20 +11,20 @@
 #![allow(unsafe_code)]
 
 mod holder;
+mod source;
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use hvl_shared_abi::mem::{Attribute, Mem, Region};
-use rustix::fs::{FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
+use hvl_shared_abi::mem::{Mem, Region};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use self::source::Source;
 use crate::failure::{Failure, refused};
-use crate::options::{LinkDescription, Memory};
-use crate::sys;
+use crate::options::LinkDescription;
+use crate::sys::{self, Guarded};
 
 /// How long a predecessor that is dying may take to be gone. Freeing a large process takes some.
 const PREDECESSOR: Duration = Duration::from_secs(1);
@@ -33,8 +36,10 @@ pub struct Mapping {
     fd: OwnedFd,
     offset: u64,
     region: Region,
+    guarded: &'static Guarded,
     name: String,
     notes: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Mapping {
@@ -43,15 +48,16 @@ impl Mapping {
     /// # Errors
     ///
     /// [`Failure::Refused`] with a line that names the option: what cannot be opened or mapped, a file that is too
-    /// short, a region that another PMM serves (with its process).
+    /// short, a region that another PMM serves (with its process), a file system without room for it.
     ///
     /// `links` are all of this process: a file that is made here is made long enough for each of them that lies in it.
     pub fn open(link: &LinkDescription, links: &[LinkDescription]) -> Result<Mapping, Failure> {
-        let source = Source::open(link, links)?;
+        let mut source = Source::open(link, links)?;
         let len = u64::from(link.size);
         let what = format!("the region of '{}' is served", link.name);
         lock(source.fd.as_fd(), source.offset, u64::from(link.size), &source.name, &what)?;
         source.check_length(len)?;
+        source.reserve(len)?;
         let flags = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses the address, so nothing that exists is replaced.
         let base = unsafe {
@@ -73,12 +79,18 @@ impl Mapping {
                 return refused(format!("{}: cannot be mapped ({error}); use a file in memory", source.name));
             }
         };
+        let guarded = match Guarded::new(base, link.size as usize) {
+            Ok(guarded) => guarded,
+            Err(error) => {
+                return refused(format!("{}: no signal handler to be had for it ({error})", source.name));
+            }
+        };
         // SAFETY: 1. a mapping starts at a page, is `size` bytes long, readable and writable, and is never unmapped;
-        // 2. it is new, and no reference into it is made anywhere in this program; 3. page cache shared between
-        // processes of one machine is coherent.
-        let region = unsafe { Region::new(base, link.size, Attribute::Coherent) };
-        let Source { fd, offset, name, notes } = source;
-        Ok(Mapping { fd, offset, region, name, notes })
+        // a page of it that is gone is replaced when it is touched (`Guarded`); 2. it is new, and no reference into it
+        // is made anywhere in this program; 3. the provider says what kind of memory it is.
+        let region = unsafe { Region::new(base, link.size, source.attribute) };
+        let Source { fd, offset, name, notes, warnings, .. } = source;
+        Ok(Mapping { fd, offset, region, guarded, name, notes, warnings })
     }
 
     /// The memory.
@@ -88,27 +100,41 @@ impl Mapping {
 
     /// Makes the whole region zero. Only when it is known that no guest runs on it.
     ///
+    /// Through the mapping, and not by cutting a hole, which would give back what was reserved. A write to the file would be
+    /// subject to `ulimit -f`.
+    ///
     /// # Errors
     ///
-    /// [`Failure::Refused`] if the file cannot be written, which its mapping makes unlikely.
+    /// [`Failure::Refused`] if the region is lost.
     pub fn zero(&self) -> Result<(), Failure> {
-        let len = u64::from(self.region.len());
-        // A hole is zero and takes no memory; what is mapped sees it at once.
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.fd, hole, self.offset, len).is_ok() {
+        let zeroes = [0; 4096];
+        for at in (0..self.region.len()).step_by(zeroes.len()) {
+            let part = zeroes.len().min((self.region.len() - at) as usize);
+            self.region.copy_out(at, &zeroes[..part]);
+        }
+        self.check()
+    }
+
+    /// Whether part of the region was gone when it was needed. The memory of this process is whole, with zeroes in that
+    /// place, and the guest does not see it.
+    pub fn is_lost(&self) -> bool {
+        self.guarded.is_lost()
+    }
+
+    /// Checks that the region is not lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] with what may have happened, if it is.
+    pub fn check(&self) -> Result<(), Failure> {
+        if !self.is_lost() {
             return Ok(());
         }
-        let zeroes = vec![0; 1 << 16];
-        let mut done = 0;
-        while done < len {
-            let part = zeroes.len().min((len - done) as usize);
-            match rustix::io::pwrite(&self.fd, &zeroes[..part], self.offset + done) {
-                Ok(wrote @ 1..) => done += wrote as u64,
-                Err(rustix::io::Errno::INTR) => {}
-                other => return refused(format!("{}: cannot be zeroed ({other:?})", self.name)),
-            }
-        }
-        Ok(())
+        refused(format!(
+            "{}: part of the region is gone, since the file was cut short or its file system has no room; the link ends, \
+             start it again with a file that nobody cuts short, in /dev/shm for instance",
+            self.name
+        ))
     }
 
     /// Where another process of this machine finds the same memory, at [`offset`](Self::offset).
@@ -130,144 +156,17 @@ impl Mapping {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+
+    /// What the user most likely did not mean.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // The mapping keeps the open file description, and with it the lock, until the process ends.
         let _ = sys::unlock_range(self.fd.as_fd(), self.offset, u64::from(self.region.len()));
-    }
-}
-
-/// An open file that holds the region.
-struct Source {
-    fd: OwnedFd,
-    offset: u64,
-    name: String,
-    notes: Vec<String>,
-}
-
-impl Source {
-    fn open(link: &LinkDescription, links: &[LinkDescription]) -> Result<Source, Failure> {
-        let len = u64::from(link.size);
-        let name = link.memory.to_string();
-        let source = match &link.memory {
-            Memory::Memfd => {
-                let name = format!("the memfd of '{}'", link.name);
-                let made = rustix::fs::memfd_create(
-                    &*format!("pmm-{}", link.name),
-                    MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-                )
-                .and_then(|fd| {
-                    rustix::fs::ftruncate(&fd, len)?;
-                    // Whoever shares it must not be able to cut it short under our feet.
-                    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-                    Ok(fd)
-                });
-                match made {
-                    Ok(fd) => Source { fd, offset: 0, name, notes: Vec::new() },
-                    Err(error) => {
-                        return refused(format!("{name}: {len:#x} bytes of memory cannot be had ({error})"));
-                    }
-                }
-            }
-            Memory::File { path, offset } => {
-                let opened = rustix::fs::open(
-                    path,
-                    OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK,
-                    Mode::RUSR | Mode::WUSR,
-                );
-                let ends = links.iter().filter_map(|other| match &other.memory {
-                    Memory::File { path: its, offset } if its == path => Some(offset + u64::from(other.size)),
-                    _ => None,
-                });
-                Source::with_length(opened, *offset, ends.fold(offset + len, u64::max), name)?
-            }
-            Memory::Posix(object) => {
-                let opened = rustix::shm::open(
-                    &*format!("/{object}"),
-                    rustix::shm::OFlags::RDWR | rustix::shm::OFlags::CREATE,
-                    Mode::RUSR | Mode::WUSR,
-                );
-                Source::with_length(opened, 0, len, name)?
-            }
-            Memory::Fd { fd, offset } => {
-                // Opened again: a lock on the inherited descriptor would be shared with whoever it was inherited from.
-                match File::options().read(true).write(true).open(format!("/proc/self/fd/{fd}")) {
-                    Ok(file) => Source { fd: file.into(), offset: *offset, name, notes: Vec::new() },
-                    Err(error) => {
-                        return refused(format!(
-                            "{name}: cannot be opened again for reading and writing ({error}); pass a memfd or a file of this user"
-                        ));
-                    }
-                }
-            }
-        };
-        source.check_kind()?;
-        Ok(source)
-    }
-
-    /// A file that was just made, or is still empty, is made `end` bytes long.
-    fn with_length(
-        opened: rustix::io::Result<OwnedFd>,
-        offset: u64,
-        end: u64,
-        name: String,
-    ) -> Result<Source, Failure> {
-        let fd = match opened {
-            Ok(fd) => fd,
-            Err(error) => {
-                return refused(format!(
-                    "{name}: cannot be opened for reading and writing ({error}); check path and permissions"
-                ));
-            }
-        };
-        let mut source = Source { fd, offset, name, notes: Vec::new() };
-        source.check_kind()?;
-        if source.length()? == 0 {
-            if let Err(error) = rustix::fs::ftruncate(&source.fd, end) {
-                return refused(format!(
-                    "{}: cannot be made {end:#x} bytes long ({error}); check the space left",
-                    source.name
-                ));
-            }
-            source.notes.push(format!(
-                "{} was empty and is now {end:#x} bytes long; an emulator whose memory is larger must be given a file of its size",
-                source.name
-            ));
-        }
-        Ok(source)
-    }
-
-    fn stat(&self) -> Result<rustix::fs::Stat, Failure> {
-        rustix::fs::fstat(&self.fd)
-            .map_err(|error| Failure::Refused(format!("{}: cannot be looked at ({error})", self.name)))
-    }
-
-    fn length(&self) -> Result<u64, Failure> {
-        Ok(self.stat()?.st_size as u64)
-    }
-
-    fn check_kind(&self) -> Result<(), Failure> {
-        match FileType::from_raw_mode(self.stat()?.st_mode) {
-            FileType::RegularFile => Ok(()),
-            _ => refused(format!(
-                "{}: is not a regular file, and the memory of a device is mapped in a later version; name a file, as in /dev/shm",
-                self.name
-            )),
-        }
-    }
-
-    /// A page past the end of a file would kill the process that touches it.
-    fn check_length(&self, len: u64) -> Result<(), Failure> {
-        let (has, needs) = (self.length()?, self.offset + len);
-        if has < needs {
-            return refused(format!(
-                "{}: has {has:#x} bytes, and the region ends at {needs:#x}; make it longer ('truncate -s {needs}') or the region smaller",
-                self.name
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -309,8 +208,12 @@ fn soon(fd: BorrowedFd<'_>, start: u64, len: u64) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use rustix::io::Errno;
+
     use super::*;
-    use crate::options::{DeviceDescription, Doorbell, RngDescription};
+    use crate::options::{DeviceDescription, Doorbell, Memory, RngDescription};
 
     fn link(memory: Memory) -> LinkDescription {
         LinkDescription {
@@ -399,6 +302,121 @@ mod tests {
         std::fs::File::create(&path.0).unwrap().set_len(0x1000).unwrap();
         let text = alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap_err().to_string();
         assert!(text.contains("0x1000 bytes") && text.contains("truncate -s 16384"), "{text}");
+    }
+
+    /// Bytes that the file system keeps for a file.
+    fn kept(path: &std::path::Path) -> u64 {
+        std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap()) * 512
+    }
+
+    #[test]
+    fn all_of_a_region_is_reserved_and_stays_so() {
+        let path = Gone(temp("sparse"));
+        File::create(&path.0).unwrap().set_len(0x100_0000).unwrap();
+        assert_eq!(kept(&path.0), 0);
+        let one = alone(Memory::File { path: path.0.clone(), offset: 0x10_0000 }).unwrap();
+        assert!(
+            (0x4000..0x10_0000).contains(&kept(&path.0)),
+            "the region, and not the file: {}",
+            kept(&path.0)
+        );
+        one.zero().unwrap();
+        assert!(kept(&path.0) >= 0x4000, "{}", kept(&path.0));
+    }
+
+    #[test]
+    fn a_region_that_is_cut_short_is_lost_and_the_process_is_not() {
+        let path = Gone(temp("cut"));
+        let other = Gone(temp("whole"));
+        let [one, two] =
+            [&path, &other].map(|path| alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap());
+        one.region().write32(0x1000, 7);
+        let file = File::options().write(true).open(&path.0).unwrap();
+        file.set_len(0x1000).unwrap();
+        one.region().write32(0, 5);
+        assert!(one.check().is_ok(), "what is left is used");
+        assert_eq!(one.region().read32(0x1004), 0);
+        let said = one.check().unwrap_err().to_string();
+        assert!(
+            said.contains("--shmem-file") && said.contains("cut short") && said.contains("/dev/shm"),
+            "{said}"
+        );
+        // Whatever goes on with it until its link has ended, a copy across many pages too.
+        one.region().copy_out(0x800, &[9; 0x3000]);
+        one.region().write32(0x3ffc, 3);
+        assert_eq!((one.region().read32(0x3000), one.region().read32(0x3ffc)), (0x0909_0909, 3));
+        // What the guest still sees.
+        assert_eq!(std::fs::read(&path.0).unwrap()[..4], 5u32.to_le_bytes());
+        assert!(one.zero().is_err());
+        two.region().write32(0x3ffc, 1);
+        assert!(!two.is_lost());
+    }
+
+    #[test]
+    fn a_system_call_that_finds_the_region_cut_short_says_so_too() {
+        let path = Gone(temp("fault"));
+        let one = alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap();
+        let piece = one.region().piece(0x2000, 64).unwrap();
+        let from = File::open(std::env::current_exe().unwrap()).unwrap();
+        let read = || sys::pieces::read(from.as_fd(), &[piece], 0, sys::pieces::Waiting::Memory);
+        assert_eq!(read().unwrap(), 64);
+        File::options().write(true).open(&path.0).unwrap().set_len(0).unwrap();
+        assert_eq!(read().unwrap_err().raw_os_error(), Some(Errno::FAULT.raw_os_error()));
+        assert!(one.is_lost());
+    }
+
+    #[test]
+    fn a_bus_error_elsewhere_kills_as_ever() {
+        let Some(how) = std::env::var_os("PMM_TEST_BUS") else {
+            for how in ["sent", "touched"] {
+                let output = std::process::Command::new(std::env::current_exe().unwrap())
+                    .args(["region::tests::a_bus_error_elsewhere_kills_as_ever", "--exact", "--nocapture"])
+                    .env("PMM_TEST_BUS", how)
+                    .output()
+                    .unwrap();
+                let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+                assert_eq!(signal, Some(7), "{how}: {:?}", output.status);
+            }
+            return;
+        };
+        let path = Gone(temp("elsewhere"));
+        let _one = alone(Memory::Memfd).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(&path.0).unwrap();
+        file.set_len(4096).unwrap();
+        // SAFETY: the kernel chooses the address.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), 4096, ProtFlags::READ, MapFlags::SHARED, &file, 0).unwrap()
+        };
+        file.set_len(0).unwrap();
+        std::fs::remove_file(&path.0).unwrap();
+        if how == "sent" {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::BUS).unwrap();
+        }
+        // SAFETY: the page is mapped; that it cannot be had is what is tested.
+        let byte = unsafe { base.cast::<u8>().read_volatile() };
+        panic!("lived, and read {byte}");
+    }
+
+    #[test]
+    fn nothing_is_made_among_the_devices_but_shared_memory() {
+        for path in ["/dev/pmm-test-uio0", "/dev/shm/../pmm-test-uio1"] {
+            let _gone = Gone(path.into());
+            let text = alone(Memory::File { path: path.into(), offset: 0 }).unwrap_err().to_string();
+            assert!(text.contains("is not there") && text.contains("/dev/shm"), "{text}");
+            assert!(!std::path::Path::new(path).exists());
+        }
+        let path = Gone(format!("/dev/shm/pmm-test-{}-made", std::process::id()).into());
+        alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap();
+    }
+
+    #[test]
+    fn memory_that_no_board_can_see_is_warned_of() {
+        assert!(alone(Memory::Memfd).unwrap().warnings()[0].contains("--shmem-file"));
+        let bell = Doorbell::UnixStream { path: "/tmp/bell".into(), listen: false };
+        let told = LinkDescription { doorbell: bell, ..link(Memory::Memfd) };
+        assert!(Mapping::open(&told, &[]).unwrap().warnings().is_empty());
+        let path = Gone(temp("seen"));
+        assert!(alone(Memory::File { path: path.0.clone(), offset: 0 }).unwrap().warnings().is_empty());
     }
 
     #[test]

@@ -15,10 +15,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 mod file;
+mod guarded;
 pub(crate) mod pieces;
 mod signals;
 
 pub(crate) use file::{LockKind, RangeLock, get_range_lock, set_fs_ids, set_range_lock};
+pub(crate) use guarded::Guarded;
 pub use signals::ignore_signals;
 pub(crate) use signals::{Signal, Signals};
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use hvl_shared_abi::Piece;
 use rustix::io::ReadWriteFlags;
 
+use super::guarded;
 use crate::device::p9::SEGMENTS;
 
 /// What a call does if it would have to wait.
@@ -61,7 +62,12 @@ fn call(
             Ok(moved) => return Ok(moved),
             Err(_) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
+                error => {
+                    if error.raw_os_error() == Some(libc::EFAULT) {
+                        pieces.iter().for_each(|piece| guarded::note_fault(piece.start()));
+                    }
+                    return Err(error);
+                }
             },
         }
     }

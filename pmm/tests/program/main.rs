@@ -5,6 +5,7 @@
 
 mod plain;
 mod refusals;
+mod room;
 mod trouble;
 
 use std::fs::File;

@@ -104,6 +104,25 @@ fn a_terminal_is_restored_wherever_the_start_fails() {
 }
 
 #[test]
+fn a_start_with_too_few_descriptors_says_so() {
+    let dir = Dir::new();
+    std::fs::create_dir(dir.path("tree")).unwrap();
+    let listen = format!("unix:{}", dir.text("socket"));
+    let run = dir.run(&format!("--vsock 3,path={} --9p {},x", dir.text("v"), dir.text("tree")));
+    let mut share = pmm();
+    share.args(["serve-9p", &dir.text("tree"), "--listen", &listen]);
+    for (command, limit) in [(&run, 5), (&run, 90), (&share, 5), (&share, 60)] {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n $1; shift; exec \"$@\"", "sh", &limit.to_string()]);
+        limited.arg(command.get_program()).args(command.get_args());
+        let said = failure(&mut limited, 1);
+        let may = format!("this process may have {limit}; raise 'ulimit -n'");
+        assert!(said.contains("descriptors at the least") && said.contains(&may), "{said}");
+        assert!(!dir.path("ddr").exists() && !dir.path("socket").exists(), "nothing was touched");
+    }
+}
+
+#[test]
 fn one_state_file_serves_one_pmm() {
     let dir = Dir::new();
     let state = format!("--rng --state {}", dir.text("state"));

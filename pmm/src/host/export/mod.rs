@@ -40,7 +40,6 @@ mod xattr;
 
 pub use fid::OpenFile;
 pub use flight::InFlight;
-pub(crate) use place::raise_limit;
 pub use session::{Handled, Session};
 pub(crate) use stream::{Connection, Ended, Stream, THREADS};
 

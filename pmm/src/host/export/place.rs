@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, Weak};
 
 use hvl_shared_abi::wire::p9::Errno;
 use rustix::fs::FileType;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::fid::locked;
 use super::resolve::{Counted, Node};
@@ -115,14 +114,6 @@ pub(super) struct Descriptors {
     most: usize,
     /// The places that have one, in the order in which they are looked through for the next to lose it.
     kept: Mutex<VecDeque<Weak<Place>>>,
-}
-
-/// Raises the number of descriptors that this process may have to the most it may ask for, and says what it is.
-pub(crate) fn raise_limit() -> usize {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Where that is refused it stays what it was.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    usize::try_from(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
 }
 
 /// What a descriptor is for.

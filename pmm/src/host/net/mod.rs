@@ -113,6 +113,9 @@ impl<E: HostEnd + ?Sized> HostEnd for Box<E> {
     fn state(&self) -> Cow<'static, str> {
         (**self).state()
     }
+    fn failure(&self) -> Option<String> {
+        (**self).failure()
+    }
     fn announcement(&self) -> Option<String> {
         (**self).announcement()
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hvl_shared_abi::wire::net::Offload;
 
 use super::super::bounded::{Bounded, Start};
-use super::super::{Dropped, EndError, FrameEnd, HostEnd};
+use super::super::{Dropped, EndError, FrameEnd, HostEnd, TerminalNews};
 use crate::failure::{Failure, refused};
 use crate::sys::Watches;
 
@@ -262,6 +262,12 @@ impl<E: HostEnd> HostEnd for Captured<E> {
             0 => state,
             missing => format!("{state}, {missing} packets missing in {}", self.path.display()).into(),
         }
+    }
+    fn terminal_news(&mut self, news: TerminalNews) {
+        self.end.terminal_news(news);
+    }
+    fn failure(&self) -> Option<String> {
+        self.end.failure()
     }
     fn announcement(&self) -> Option<String> {
         self.end.announcement()

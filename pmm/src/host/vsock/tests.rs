@@ -13,7 +13,7 @@ impl Bench {
     fn new(name: &str) -> Bench {
         let path = std::env::temp_dir().join(format!("pmm-vsock-{}-{name}", std::process::id()));
         let description = VsockDescription { cid: 3, path, is_default: false, queue: 32, pool: 0 };
-        let mut end = Multiplexer::open(&description).unwrap();
+        let mut end = Multiplexer::open(&description, MOST).unwrap();
         end.activate(true);
         Bench { end, now: 1 }
     }
@@ -389,4 +389,29 @@ fn a_client_that_keeps_up_wakes_nobody_when_it_reads() {
         }
         assert_eq!(bench.news().1.drained as usize, put - drained);
     }
+}
+
+#[test]
+fn connections_beyond_its_share_are_refused_and_wait() {
+    let path = std::env::temp_dir().join(format!("pmm-vsock-{}-share", std::process::id()));
+    let description = VsockDescription { cid: 3, path: path.clone(), is_default: false, queue: 32, pool: 0 };
+    let mut bench = Bench { end: Multiplexer::open(&description, 2).unwrap(), now: 1 };
+    bench.end.activate(true);
+    let there = PathBuf::from(format!("{}_9", path.display()));
+    let listener = UnixListener::bind(&there).unwrap();
+    // The guest's calls: the third is refused.
+    let slots = [bench.end.connect(9), bench.end.connect(9)].map(Option::unwrap);
+    assert_eq!(bench.end.connect(9), None);
+    // A client of the host waits, and is served when there is room.
+    let mut client = bench.client();
+    client.write_all(b"CONNECT 5\n").unwrap();
+    bench.end.progress(bench.now);
+    assert_eq!(bench.end.connections(), 2);
+    bench.end.finish(slots[0], false);
+    bench.end.release(slots[0]);
+    while bench.end.next().is_none_or(|(_, what)| what.asked != Some(5)) {
+        bench.wait();
+    }
+    drop(listener);
+    std::fs::remove_file(there).unwrap();
 }
