@@ -119,6 +119,9 @@ impl Typist {
 }
 
 impl ByteEnd for Typist {
+    fn size(&self) -> Option<(u16, u16)> {
+        Some((80, 24))
+    }
     fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
         for &byte in bytes {
             if byte == b'\n' {

@@ -112,6 +112,9 @@ impl ByteEnd for Terminal {
             if count == 0 { Err(EndError::WouldBlock) } else { Ok(count) }
         })
     }
+    fn size(&self) -> Option<(u16, u16)> {
+        Some((80, 24))
+    }
 }
 
 /// Counts up, so that a test knows which bytes came from here; or dries up.
