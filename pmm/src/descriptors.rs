@@ -39,8 +39,8 @@ fn of(device: &DeviceDescription, allowed: usize) -> Need {
         DeviceDescription::Directory(_) => {
             Need { fixed: 24, least: 32, most: (allowed / 16).clamp(DEFAULT_DESCRIPTORS, DEFAULT_FIDS) }
         }
-        // The listener, the epoll, and a client that is being accepted.
-        DeviceDescription::Vsock(_) => Need { fixed: 4, least: 8, most: Multiplexer::MOST },
+        // The listener and its directory, the epoll, and a client that is being accepted or called.
+        DeviceDescription::Vsock(_) => Need { fixed: 6, least: 8, most: Multiplexer::MOST },
         // A helper's pipes, a capture.
         DeviceDescription::Network(_) => fixed(14),
         DeviceDescription::Rng(_) => fixed(0),

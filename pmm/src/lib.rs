@@ -16,6 +16,8 @@ pub mod snapshot;
 pub mod transport;
 
 #[cfg(feature = "std")]
+mod apart;
+#[cfg(feature = "std")]
 mod descriptors;
 #[cfg(feature = "std")]
 pub mod doorbell;
@@ -27,6 +29,8 @@ pub mod observe;
 pub mod open;
 #[cfg(feature = "std")]
 pub mod options;
+#[cfg(feature = "std")]
+mod place;
 #[cfg(feature = "std")]
 pub mod privileges;
 #[cfg(feature = "std")]

@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     let code = match result {
         Ok(code) => code,
         Err(failure) => {
-            for line in failure.to_string().lines() {
+            // What it names may come from others: a path, an answer.
+            for line in observe::printable_lines(&failure.to_string()).lines() {
                 observe::log::say(&format!("pmm: {line}\n"));
             }
             ExitCode::from(failure.exit_code())

@@ -7,12 +7,13 @@ use hvl_shared_abi::header::{MAGIC, Window, reg};
 use hvl_shared_abi::layout::Layout;
 use hvl_shared_abi::mem::Mem;
 
+use crate::apart::{self, Tree};
 use crate::descriptors::Shares;
 use crate::doorbell::{self, HostDoorbell};
-use crate::failure::{Failure, refused};
-use crate::host::{Hosted, StateRecorder};
-use crate::observe::{Control, LinkStatus, RegionStatus};
-use crate::options::{DeviceDescription, LinkDescription, Memory, Run};
+use crate::failure::Failure;
+use crate::host::{Hosted, StateRecorder, net};
+use crate::observe::{Control, LinkStatus, RegionStatus, default_directory};
+use crate::options::{Claim, DeviceDescription, LinkDescription, Part, Run, claims};
 use crate::region::Mapping;
 use crate::sys::{Signals, ignore_signals};
 
@@ -51,6 +52,9 @@ pub struct Opened {
 ///
 /// [`Failure::Refused`] with the option and what the machine refused.
 pub fn open(run: &Run) -> Result<Opened, Failure> {
+    let first = run.links.first().map_or("pmm", |link| link.name.as_str());
+    let control = Control::place(run.control.as_deref(), first)?;
+    keep_apart(run, &control)?;
     ignore_signals();
     let shares = Shares::of(run)?;
     let mut links = Vec::with_capacity(run.links.len());
@@ -72,9 +76,7 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
             state,
         });
     }
-    keep_apart(&run.links)?;
-    let first = run.links.first().map_or("pmm", |link| link.name.as_str());
-    let mut control = Control::open(run.control.as_deref(), first)?;
+    let mut control = Control::open(&control)?;
     control.limit(shares.control);
     let signals = Signals::new().map_err(no_descriptors)?;
     for (link, shares) in links.iter_mut().zip(&shares.devices) {
@@ -85,30 +87,22 @@ pub fn open(run: &Run) -> Result<Opened, Failure> {
     Ok(Opened { links, control, signals, note: shares.note })
 }
 
-/// A guest that may change a directory must not find the memory of a link in it: cut short, it would end this process.
-fn keep_apart(links: &[LinkDescription]) -> Result<(), Failure> {
-    let directories = links.iter().flat_map(|link| &link.devices).filter_map(|device| match device {
-        DeviceDescription::Directory(directory) if !directory.shared.read_only => Some(&directory.shared),
+/// Checks that nothing of the run lies where a guest may change it, and that no two parts of it meet, before the first
+/// of them is opened.
+fn keep_apart(run: &Run, control: &Path) -> Result<(), Failure> {
+    let trees = Tree::among(run.links.iter().flat_map(|link| &link.devices));
+    let mut all = claims(&run.links, Some(control));
+    let input =
+        |path: &Path, option: &str| Claim { path: path.into(), option: option.into(), part: Part::Input };
+    all.extend(run.config.as_deref().map(|path| input(path, "--config")));
+    // `pmm status` believes what it finds there, whether this run has anything in it or not.
+    all.push(input(&default_directory(), "the directory for sockets that are given no path"));
+    let cards = run.links.iter().flat_map(|link| &link.devices).filter_map(|device| match device {
+        DeviceDescription::Network(card) => Some(card),
         _ => None,
     });
-    for shared in directories {
-        // One that is not there is refused when it is opened.
-        let Ok(tree) = shared.path.canonicalize() else { continue };
-        for link in links {
-            let file = match &link.memory {
-                Memory::File { path, .. } => path.clone(),
-                Memory::Posix(name) => Path::new("/dev/shm").join(name),
-                Memory::Memfd | Memory::Fd { .. } => continue,
-            };
-            if file.canonicalize().is_ok_and(|file| file.starts_with(&tree)) {
-                return refused(format!(
-                    "--9p {shared}: the memory of '{}' ({}) lies in it, where a guest could cut it short; keep it elsewhere, or write ,ro",
-                    link.name, link.memory
-                ));
-            }
-        }
-    }
-    Ok(())
+    all.extend(cards.filter_map(net::program).map(|path| input(&path, "the program passt")));
+    apart::check(&all, &trees)
 }
 
 /// A process that may have no more descriptors.

@@ -20,8 +20,8 @@ use crate::failure::{Failure, refused};
 use crate::host::{HostEnd, StateRecorder, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
-    Board, Control, DeviceStatus, DoorbellStatus, Limit, LinkStatus, QueueStatus, Waker, limited, printable,
-    remedy,
+    Board, Control, DeviceStatus, DoorbellStatus, Limit, LinkStatus, Pace, QueueStatus, Waker, limited,
+    printable, remedy,
 };
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
@@ -204,6 +204,7 @@ impl Loop<'_, '_> {
     fn run(mut self, kind: &str, first: &LinkStatus, name: &str) -> Result<(), Failure> {
         let clock = clock();
         let mut notices = Notices::new(self.link.snapshot());
+        let mut pace = Pace::default();
         let mut watches = Watches::default();
         // The first pass looks at everything: what was rung before this started was rung for nobody.
         let (mut bell, mut end) = (true, true);
@@ -247,7 +248,7 @@ impl Loop<'_, '_> {
             let (link, wakeups) = (&self.link, self.wakeups);
             let (doorbell, hosts) = (&*self.doorbell, &self.ends);
             let status = || status_of(first, kind, link, doorbell, hosts, wakeups, now);
-            self.board.offer(status);
+            self.board.offer(now, &mut pace, status);
             if self.board.is_stopping() {
                 break Ok(());
             }
@@ -284,6 +285,7 @@ impl Loop<'_, '_> {
                 self.doorbell.deadline_us(),
                 self.ends.iter().filter_map(|end| end.deadline_us()).min(),
                 notices.deadline(),
+                pace.deadline_us(),
                 give_up.map(|(wait, since)| since.saturating_add(wait.as_micros() as u64)),
             ];
             let next = deadlines.into_iter().flatten().min().unwrap_or(now);

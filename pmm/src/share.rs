@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
+use crate::apart::{self, Tree};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
 use crate::observe::log;
 use crate::open::no_descriptors;
-use crate::options::{Listen, Share};
+use crate::options::{Claim, Listen, Part, Share};
 use crate::sys::{Signal, Signals, Watches};
 use crate::unix::Bound;
 
@@ -163,6 +164,10 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         fids: share.fids,
         descriptors: descriptors::for_server()?,
     };
+    if let Listen::Unix(path) = &share.listen {
+        let claim = Claim { path: path.clone(), option: "--listen".into(), part: Part::Own };
+        apart::check(&[claim], &[Tree::new(name.clone(), &share.directory, share.read_only)])?;
+    }
     let export = Export::open(Path::new(&share.directory), "", rules, &name)?;
     let listener = Listener::open(&share.listen)?;
     let signals = Signals::new().map_err(no_descriptors)?;

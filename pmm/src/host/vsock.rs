@@ -19,9 +19,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hvl_shared_abi::wire::vsock::{PORT_ANY, Shutdown};
 use rustix::event::{Timespec, epoll};
@@ -33,7 +32,7 @@ use crate::device::vsock::{Happened, Sockets, Timer};
 use crate::failure::{Failure, refused};
 use crate::options::VsockDescription;
 use crate::sys::Watches;
-use crate::unix::{Listener, connect};
+use crate::unix::Listener;
 
 const MOST: usize = Multiplexer::MOST;
 /// Bytes on their way to a client at the most: the credit of the guest.
@@ -164,19 +163,8 @@ impl Multiplexer {
         let VsockDescription { cid, path, is_default, .. } = description;
         let name = format!("--vsock {cid},path={}", path.display());
         if *is_default {
-            let made =
-                path.parent().map(|dir| std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir));
-            if let Some(Err(error)) = made {
-                return refused(format!(
-                    "{name}: its directory cannot be made ({error}); name another with path="
-                ));
-            }
-            // Whoever can write there could be taken for the guest, or for what it calls.
-            if !path.ancestors().skip(1).take(2).all(crate::observe::is_trusted) {
-                return refused(format!(
-                    "{name}: its directory can be written by others; name another with path="
-                ));
-            }
+            let link = path.parent().and_then(|dir| dir.file_name()?.to_str()).unwrap_or_default();
+            crate::observe::make_directory(&["vsock", link], &name, "path=PATH")?;
         }
         let listener = Listener::listen(path, name.clone())?;
         let epoll = match epoll::create(epoll::CreateFlags::CLOEXEC) {
@@ -466,9 +454,8 @@ impl Sockets for Multiplexer {
         if self.free.is_empty() {
             return None;
         }
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        let stream = connect(Path::new(&path)).ok()?;
+        // A link there leads nowhere: who can put one into a directory may not choose whom this process calls.
+        let stream = self.listener.spot().dial(&format!("_{port}")).ok()?;
         self.seat(stream, State::Open)
     }
 

@@ -1,18 +1,19 @@
 //! `pmm status`: the other end of the control socket.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
-use super::control::{self, Found};
-use super::{Condition, Status};
+use super::control::{self, Found, MAX_ANSWER, Stranger};
+use super::{Condition, Status, directory, printable_lines};
 use crate::failure::{Failure, misuse, refused};
 use crate::options::{Number, StatusRequest};
 use crate::sys::Watches;
-use crate::unix::connect;
 
 /// How long a PMM may take to answer: it answers between two looks, so this is a guard against one that hangs.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -43,22 +44,18 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
         Failure::Refused(format!("{}: the pmm does not answer ({error})", path.display()))
     };
     (&stream).write_all(if follows { b"follow\n" } else { b"status\n" }).map_err(lost)?;
-    let mut reader = BufReader::new(&stream);
+    let until = match (conditions.is_empty(), request.follow) {
+        (true, true) => None,
+        (true, false) => Some(Instant::now() + ANSWER),
+        (false, _) => Some(deadline),
+    };
+    let mut answers = Answers { stream: &stream, bytes: Vec::new(), looked: 0 };
     let mut last = Value::Null;
     loop {
-        let limit = match (conditions.is_empty(), request.follow) {
-            (true, true) => None,
-            (true, false) => Some(ANSWER),
-            // 0 would mean for ever.
-            (false, _) => {
-                Some(deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1)))
-            }
-        };
-        stream.set_read_timeout(limit).map_err(lost)?;
-        let mut line = String::new();
-        match reader.read_line(&mut line) {
-            Ok(0) if request.follow => return Ok(()),
-            Ok(0) => {
+        let line = match answers.next(until) {
+            Ok(line) => line,
+            Err(Trouble::Ended) if request.follow => return Ok(()),
+            Err(Trouble::Ended) => {
                 return refused(match unmet(conditions, &last) {
                     Some((condition, found)) => {
                         format!("--wait-for '{condition}': the pmm ended before it was so; it was {found}")
@@ -66,8 +63,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
                     None => format!("{}: the pmm has ended", path.display()),
                 });
             }
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(Trouble::Late) => {
                 return refused(match unmet(conditions, &last) {
                     Some((condition, found)) => {
                         format!("--wait-for '{condition}': not so after {seconds} s; it is {found}")
@@ -77,15 +73,29 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
                     }
                 });
             }
-            Err(error) => return Err(lost(error)),
-        }
-        last = serde_json::from_str(&line).unwrap_or_default();
+            Err(Trouble::TooLong) => {
+                return refused(format!(
+                    "{}: the answer has more than {MAX_ANSWER} bytes, which no pmm's has; what listens there is something else",
+                    path.display()
+                ));
+            }
+            Err(Trouble::Io(error)) => return Err(lost(error)),
+        };
+        last = match serde_json::from_str(&line) {
+            Ok(value) => value,
+            Err(_) => {
+                return refused(format!(
+                    "{}: the answer is none of a pmm's; what listens there is something else",
+                    path.display()
+                ));
+            }
+        };
         if !conditions.iter().all(|condition| condition.holds(&last)) {
             continue;
         }
         let text = match serde_json::from_str::<Status>(&line) {
-            Ok(status) if !request.json => status.to_string(),
-            _ => line,
+            Ok(status) if !request.json => printable_lines(&status.to_string()),
+            _ => printable_json(&line),
         };
         if print(&text, out)? == Reader::HasLeft || !request.follow {
             return Ok(());
@@ -118,6 +128,78 @@ pub fn print(text: &str, out: &mut dyn Write) -> Result<Reader, Failure> {
     }
 }
 
+/// The lines of a PMM, of which none is longer than a PMM's can be.
+struct Answers<'s> {
+    stream: &'s UnixStream,
+    bytes: Vec<u8>,
+    /// As many of them hold no end of a line.
+    looked: usize,
+}
+
+enum Trouble {
+    Ended,
+    Late,
+    TooLong,
+    Io(std::io::Error),
+}
+
+impl Answers<'_> {
+    /// Returns the next line, with its end. A line that comes byte by byte has the same time as any other.
+    fn next(&mut self, until: Option<Instant>) -> Result<String, Trouble> {
+        loop {
+            let rest = self.bytes.get(self.looked..).unwrap_or_default();
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.bytes.drain(..=self.looked + end).collect();
+                self.looked = 0;
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            self.looked = self.bytes.len();
+            if self.bytes.len() > MAX_ANSWER {
+                return Err(Trouble::TooLong);
+            }
+            let mut part = [0; 16 << 10];
+            match (&mut &*self.stream).read(&mut part) {
+                Ok(0) => return Err(Trouble::Ended),
+                Ok(count) => self.bytes.extend_from_slice(part.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(until)?,
+                Err(error) => return Err(Trouble::Io(error)),
+            }
+        }
+    }
+
+    fn wait(&self, until: Option<Instant>) -> Result<(), Trouble> {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(Trouble::Late);
+        }
+        let mut watches = Watches::default();
+        watches.add(self.stream.as_raw_fd(), true, false);
+        watches.wait(left.map(|left| u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1)));
+        Ok(())
+    }
+}
+
+/// A line of JSON for a terminal: what would move a cursor or deceive the eye is written as JSON writes control
+/// characters, so that it means the same.
+fn printable_json(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    for char in line.chars() {
+        match char {
+            '\n' | '\\' | '\'' | '"' => shown.push(char),
+            // Between words; in a string it would be no JSON.
+            '\t' | '\r' => shown.push(' '),
+            plain if plain.escape_debug().len() == 1 => shown.push(plain),
+            other => {
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    shown.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    shown
+}
+
 /// The first condition that does not hold, and what is there instead.
 fn unmet<'c>(conditions: &'c [Condition], last: &Value) -> Option<(&'c Condition, String)> {
     let condition = conditions.iter().find(|condition| !condition.holds(last))?;
@@ -127,17 +209,19 @@ fn unmet<'c>(conditions: &'c [Condition], last: &Value) -> Option<(&'c Condition
 /// The socket that was named, or that of the only PMM that runs.
 fn find(named: Option<&Path>) -> Result<(PathBuf, UnixStream), Failure> {
     if let Some(path) = named {
-        let stream = connect(path).and_then(|stream| {
-            stream.set_nonblocking(false)?;
-            Ok(stream)
-        });
-        return match stream {
+        // A link is followed here, since whoever asks has chosen it; what it leads to is looked at all the same.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let asked = rustix::fs::open(path, flags, Mode::empty())
+            .and_then(|file| rustix::fs::fstat(&file).map(|stat| (file, stat)))
+            .map_err(Stranger::Deaf)
+            .and_then(|(file, stat)| control::ask_only(&file, &stat));
+        return match asked {
             Ok(stream) => Ok((path.into(), stream)),
-            Err(error) => refused(format!("--control {}: no pmm answers there ({error})", path.display())),
+            Err(stranger) => refused(format!("--control {}: {stranger}", path.display())),
         };
     }
-    let dir = control::directory();
-    let mut found = control::discover(&dir);
+    let dirs = directory::directories();
+    let mut found: Vec<_> = dirs.iter().flat_map(|dir| control::discover(dir)).collect();
     match (found.pop(), found.len()) {
         (Some(Found { path, stream: Some(stream) }), 0) => Ok((path, stream)),
         (Some(Found { path, stream: None }), 0) => {
@@ -145,7 +229,7 @@ fn find(named: Option<&Path>) -> Result<(PathBuf, UnixStream), Failure> {
         }
         (None, _) => refused(format!(
             "no pmm of this user runs (none in {}); name its socket with --control PATH",
-            dir.display()
+            directory::directory().display()
         )),
         (Some(one), _) => {
             let all: Vec<String> =

@@ -53,7 +53,29 @@ pub struct Board {
     resized: AtomicBool,
     followed: AtomicBool,
     asked: AtomicU64,
-    latest: Mutex<(u64, LinkStatus)>,
+    answered: AtomicU64,
+    /// Goes up with every snapshot that differs from the one before: whoever has seen this number has seen all.
+    changes: AtomicU64,
+    latest: Mutex<LinkStatus>,
+}
+
+/// How often a link that is followed leaves a snapshot at the most, in microseconds: often enough for a reader, seldom
+/// enough for a link under load, whose every turn would make one otherwise.
+const PACE_US: u64 = 10_000;
+
+/// The link's side of a [`Board`] that is followed: when it last left a snapshot.
+#[derive(Debug, Default)]
+pub struct Pace {
+    next_us: u64,
+    /// A turn was passed over.
+    owes: bool,
+}
+
+impl Pace {
+    /// When a snapshot is due that was passed over.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.owes.then_some(self.next_us)
+    }
 }
 
 impl Board {
@@ -71,7 +93,9 @@ impl Board {
             resized: AtomicBool::new(false),
             followed: AtomicBool::new(false),
             asked: AtomicU64::new(0),
-            latest: Mutex::new((0, first)),
+            answered: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            latest: Mutex::new(first),
         })
     }
 
@@ -121,19 +145,28 @@ impl Board {
 
     /// The number of the latest question that was answered.
     pub fn answered(&self) -> u64 {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.answered.load(Ordering::Acquire)
+    }
+
+    /// How many snapshots differed from the one before.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// The latest snapshot.
     pub fn latest(&self) -> LinkStatus {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The link's side: leaves a snapshot if somebody wants one.
-    pub fn offer(&self, snapshot: impl FnOnce() -> LinkStatus) {
+    /// The link's side: leaves a snapshot if somebody wants one. Whoever follows gets one now and then, and the last
+    /// one in any case, at [`Pace::deadline_us`].
+    pub fn offer(&self, now_us: u64, pace: &mut Pace, snapshot: impl FnOnce() -> LinkStatus) {
         let asked = self.asked.load(Ordering::Acquire);
         let followed = self.followed.load(Ordering::Acquire);
-        if followed || asked != self.answered() {
+        let early = now_us < pace.next_us;
+        pace.owes = followed && early;
+        if asked != self.answered() || (followed && !early) {
+            *pace = Pace { next_us: now_us.saturating_add(PACE_US), owes: false };
             self.put(asked, snapshot());
         }
     }
@@ -153,13 +186,54 @@ impl Board {
         self.answered() == u64::MAX
     }
 
+    /// Keeps everybody from its snapshot meanwhile.
+    #[cfg(test)]
+    pub(super) fn hold(&self, act: impl FnOnce()) {
+        let _held = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        act();
+    }
+
     fn put(&self, number: u64, status: LinkStatus) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = latest.0 != number || latest.1.differs(&status);
-        *latest = (number, status);
+        let differs = latest.differs(&status);
+        *latest = status;
         drop(latest);
-        if news {
+        if differs {
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+        // Last: whoever sees its answer finds it there.
+        if self.answered.swap(number, Ordering::AcqRel) != number || differs {
             self.control.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_is_followed_makes_a_snapshot_now_and_then_and_the_last_one_in_any_case() {
+        let board = Board::new(Arc::new(Waker::new().unwrap()), LinkStatus::default()).unwrap();
+        let (mut pace, mut made) = (Pace::default(), 0);
+        let mut turn = |now, pace: &mut Pace, rings| {
+            board.offer(now, pace, || {
+                made += 1;
+                LinkStatus { rings, ..LinkStatus::default() }
+            });
+            made
+        };
+        assert_eq!(turn(0, &mut pace, 0), 0, "nobody asks");
+        board.follow(true);
+        // A thousand turns in as many microseconds.
+        let all = (1..=1000).map(|now| turn(now, &mut pace, now)).last();
+        assert_eq!((all, board.latest().rings), (Some(1), 1));
+        let due = pace.deadline_us().expect("the last turn is owed");
+        assert_eq!((turn(due, &mut pace, 1000), pace.deadline_us()), (2, None));
+        assert_eq!((board.latest().rings, board.changes()), (1000, 2));
+        // A question does not wait.
+        let number = board.ask();
+        turn(due + 1, &mut pace, 1001);
+        assert_eq!((board.answered(), board.latest().rings), (number, 1001));
     }
 }

@@ -4,6 +4,7 @@ mod ask;
 mod board;
 mod condition;
 mod control;
+mod directory;
 mod limit;
 mod lines;
 pub mod log;
@@ -21,11 +22,23 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// A text of several lines for a terminal, likewise; what was made [`printable`] stays as it is.
+pub fn printable_lines(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '\n' | '\\' | '\'' | '"' => shown.push(char),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
+}
+
 pub use ask::{Reader, print, status};
-pub use board::{Board, Waker};
+pub use board::{Board, Pace, Waker};
 pub use condition::Condition;
 pub use control::Control;
-pub(crate) use control::{directory, is_trusted};
+pub(crate) use directory::{SOCKET_PATH, directory as default_directory, make as make_directory, too_long};
 pub use limit::Limit;
 pub(crate) use limit::limited;
 pub use status::{

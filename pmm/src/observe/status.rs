@@ -36,6 +36,9 @@ pub struct LinkStatus {
     pub name: String,
     /// `starting`, `serving`, `ended` or `failed`.
     pub state: String,
+    /// Its event loop does not answer: the rest is what was last known of it.
+    #[serde(default)]
+    pub unresponsive: bool,
     /// Why it failed, or nothing.
     pub error: Option<String>,
     /// Its memory.
@@ -216,6 +219,9 @@ impl fmt::Display for LinkStatus {
             (profile, None) => write!(f, "{profile} guest")?,
         }
         writeln!(f, ", pmm epoch {}", self.pmm_epoch)?;
+        if self.unresponsive {
+            writeln!(f, "  does not answer; this is what was last known of it")?;
+        }
         if let Some(seconds) = self.silent_for {
             writeln!(f, "  silent    the guest has not acted on a doorbell for {seconds} s")?;
         }

@@ -43,6 +43,8 @@ pub struct Run {
     pub links: Vec<LinkDescription>,
     /// Where the control socket is to be; a default from the first link's name and the process id if not given.
     pub control: Option<PathBuf>,
+    /// The file that it was read from, if it was.
+    pub config: Option<PathBuf>,
     /// How long a peer of a doorbell may be absent before the PMM gives up. `None`: for ever.
     pub wait: Option<Duration>,
     /// What is logged, and how.
@@ -284,7 +286,7 @@ struct RunArgs {
     /// Read the links from this TOML file instead: a [[link]] each, whose keys are the options' names
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     config: Option<PathBuf>,
-    /// Where `pmm status` asks [default: in $XDG_RUNTIME_DIR/pmm or /tmp/pmm-UID, printed at the start]
+    /// Where `pmm status` asks [default: in $XDG_RUNTIME_DIR/pmm, printed at the start]
     #[arg(long, value_name = "PATH", help_heading = "Process")]
     control: Option<PathBuf>,
     /// Give up when the peer of a doorbell is absent for so long [default: wait for ever]
@@ -460,6 +462,7 @@ fn run(args: RunArgs, given: Given, mut refusals: Refusals) -> Result<Command, F
     Ok(Command::Run(Run {
         links,
         control,
+        config: args.config,
         wait: config.wait.map(|Number(seconds)| Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
         log: LogOptions { level: config.log_level.unwrap_or_default(), json: config.log_json },
         notes,

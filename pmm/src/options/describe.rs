@@ -1,7 +1,7 @@
 //! From words to links: each [`LinkOptions`] is checked alone, then all of them together. What passes can still be
 //! refused by the machine, but it makes sense.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,14 +9,15 @@ use std::time::Duration;
 use hvl_shared_abi::layout::{DeviceSpec, Layout, LayoutError, MAX_QUEUE_SIZE};
 use serde::Serialize;
 
+use super::claim;
 use super::cli::LinkOptions;
 use super::device::NetworkDescription;
 use super::device::{
-    ConsoleDescription, DeviceDescription, DirectoryDescription, Owned, RngDescription, VsockDescription,
+    ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription, VsockDescription,
 };
 use super::network::Mac;
 use super::refusals::{BEHIND_ALL, Given, Refusals};
-use super::value::{DEFAULT_POLL_MICROS, Doorbell, Number};
+use super::value::{self, DEFAULT_POLL_MICROS, Doorbell, Number};
 
 /// Regions, their addresses and their offsets in a file are multiples of this.
 const PAGE: u64 = 4096;
@@ -253,9 +254,15 @@ fn devices(options: &LinkOptions, at: &Place, refusals: &mut Refusals) -> Option
     let sizes = (options.vsock_queue, options.vsock_pool);
     let vsock = device(at, refusals, "vsock", options.vsock.is_some(), sizes, DeviceSpec::VSOCK);
     let vsock = options.vsock.as_ref().zip(vsock).map(|(address, (queue, pool))| {
-        let default = || crate::observe::directory().join("vsock").join(at.link);
+        // A directory for each link: names may end in '_' and a number, and those are the others' ports.
+        let default = || crate::observe::default_directory().join("vsock").join(at.link).join("socket");
         let path = address.path.clone().unwrap_or_else(default);
         let (cid, is_default) = (address.cid, address.path.is_none());
+        if is_default {
+            let what = format!("the socket of {}", at.option("vsock"));
+            let long = crate::observe::too_long(&path, value::PORT, &what, "--vsock CID,path=PATH");
+            long.iter().for_each(|text| refusals.add(at.given.place("vsock"), text));
+        }
         DeviceDescription::Vsock(VsockDescription { cid, path, is_default, queue, pool })
     });
     let sizes = (options.rng_queue, options.rng_pool);
@@ -418,54 +425,19 @@ fn device(
 
 /// Checks that no two links, and no two devices, would own the same thing.
 pub(super) fn check_together(links: &[LinkDescription], control: Option<&Path>, refusals: &mut Refusals) {
-    // (what is owned, by which option)
-    let mut owned: Vec<(String, String)> = Vec::new();
-    owned.extend(control.map(|path| (shown(path), "--control".into())));
-    for link in links {
-        let mut own =
-            |thing: String, option: &str| owned.push((thing, format!("--{option} of '{}'", link.name)));
-        match &link.doorbell {
-            Doorbell::UnixStream { path, .. } => own(shown(path), "doorbell"),
-            Doorbell::UnixDgram { bind, peer } => {
-                own(shown(bind), "doorbell bind=");
-                own(shown(peer), "doorbell peer=");
-            }
-            Doorbell::Poll { .. } => {}
-        }
-        for (owned, option) in link.devices.iter().filter_map(DeviceDescription::owned) {
-            match owned {
-                Owned::Terminal => own("this terminal".into(), option),
-                Owned::Path(path) => own(shown(path), option),
-            }
-        }
-        if let Some(path) = &link.state {
-            own(shown(path), "state");
-        }
-    }
     let mut names = HashSet::new();
     for twice in links.iter().filter(|link| !names.insert(&link.name)) {
         refusals.add(BEHIND_ALL, format!("--name {}: two links have this name; change one", twice.name));
     }
-    let mut owners: HashMap<&str, &str> = HashMap::new();
-    for (thing, option) in &owned {
-        if let Some(other) = owners.insert(thing, option) {
-            let text = format!("{option} and {other} are both {thing}: each needs its own; change one");
-            refusals.add(BEHIND_ALL, text);
-        }
+    let terminals = links.iter().filter(|link| link.devices.iter().any(DeviceDescription::has_the_terminal));
+    let terminals: Vec<_> = terminals.map(|link| link.name.as_str()).collect();
+    if let [other, one, ..] = terminals[..] {
+        let text = format!(
+            "--console of '{one}' and --console of '{other}' are both this terminal: each needs its own; change one"
+        );
+        refusals.add(BEHIND_ALL, text);
     }
-    // Several regions may share a file, but nothing else may be it.
-    for link in links {
-        if let Memory::File { path, .. } = &link.memory
-            && let Some(other) = owners.get(shown(path).as_str())
-        {
-            let text = format!(
-                "--shmem-file of '{}' and {other} are both {}: each needs its own; change one",
-                link.name,
-                shown(path)
-            );
-            refusals.add(BEHIND_ALL, text);
-        }
-    }
+    claim::check(&claim::claims(links, control)).for_each(|text| refusals.add(BEHIND_ALL, text));
     for (index, one) in links.iter().enumerate() {
         for other in &links[..index] {
             if overlap(one, other) {

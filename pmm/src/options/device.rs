@@ -1,11 +1,11 @@
 //! What is described of each device of a link.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hvl_shared_abi::layout::DeviceSpec;
 use serde::Serialize;
 
-use super::network::{Address, Mac, NetworkEnd};
+use super::network::{Mac, NetworkEnd};
 use super::value::{ConsoleEnd, SharedDirectory};
 
 /// A device. The variants stand in the order of the windows, which is kvmtool's.
@@ -89,15 +89,6 @@ pub struct ConsoleDescription {
     pub pool: u32,
 }
 
-/// Something of this host that one device at most may have.
-#[derive(Debug)]
-pub(super) enum Owned<'a> {
-    /// Whatever lies here.
-    Path(&'a Path),
-    /// This program's standard input and output.
-    Terminal,
-}
-
 impl DeviceDescription {
     /// What it needs in the region.
     pub fn spec(&self) -> DeviceSpec {
@@ -124,28 +115,8 @@ impl DeviceDescription {
         }
     }
 
-    /// What it alone may have, and by which option.
-    pub(super) fn owned(&self) -> Option<(Owned<'_>, &'static str)> {
-        match self {
-            // Several guests may use one directory.
-            DeviceDescription::Directory(_) | DeviceDescription::Rng(_) => None,
-            DeviceDescription::Vsock(vsock) => Some((Owned::Path(&vsock.path), "vsock")),
-            DeviceDescription::Network(card) => match &card.end {
-                NetworkEnd::Stream { address: Address::Unix(path), listen: true } => {
-                    Some((Owned::Path(path), "network"))
-                }
-                NetworkEnd::Datagram { local: Address::Unix(path), .. } => {
-                    Some((Owned::Path(path), "network"))
-                }
-                _ => None,
-            },
-            DeviceDescription::Console(console) => match &console.end {
-                ConsoleEnd::Pty(None) => None,
-                ConsoleEnd::Stdio => Some((Owned::Terminal, "console")),
-                ConsoleEnd::Pty(Some(path)) | ConsoleEnd::Unix(path) | ConsoleEnd::File(path, _) => {
-                    Some((Owned::Path(path), "console"))
-                }
-            },
-        }
+    /// Whether it has this program's standard input and output.
+    pub(super) fn has_the_terminal(&self) -> bool {
+        matches!(self, DeviceDescription::Console(console) if console.end == ConsoleEnd::Stdio)
     }
 }

@@ -4,6 +4,7 @@
 //! words as written, and from there [`LinkDescription`]s, checked one by one and against each other. Nothing here opens
 //! anything (`--config` alone is read), and nothing here is global: a program may hold several sets of options.
 
+mod claim;
 // Its comments are help texts, where `[,listen]` is no link.
 #[allow(rustdoc::broken_intra_doc_links)]
 mod cli;
@@ -17,6 +18,7 @@ mod share;
 mod typed;
 mod value;
 
+pub(crate) use claim::{Claim, Part, claims, told};
 pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
 pub use describe::{LinkDescription, Memory};
 pub use device::NetworkDescription;

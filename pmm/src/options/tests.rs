@@ -134,7 +134,7 @@ fn sockets_stand_before_entropy_and_their_path_has_a_default() {
     };
     // kvmtool's form.
     let default = vsock("--vsock 3 --name r5-0");
-    assert!(default.is_default && default.path.ends_with("vsock/r5-0"));
+    assert!(default.is_default && default.path.ends_with("vsock/r5-0/socket"));
     assert_eq!((default.cid, default.queue, default.pool), (3, 32, 0x2_4000));
     let given = vsock("--vsock 7,path=/tmp/r5 --vsock-queue 64 --vsock-pool 192K");
     assert_eq!((given.cid, given.queue, given.pool), (7, 64, 0x3_0000));

@@ -10,6 +10,7 @@ use hvl_shared_abi::wire::vsock::{MAX_GUEST_CID, MIN_GUEST_CID};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::host::export::{DEFAULT_FIDS, FIDS, Ids};
+use crate::observe::SOCKET_PATH;
 
 /// What is wrong with a value and what to write instead; the caller adds the option and the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,9 +119,6 @@ pub enum Doorbell {
 /// How often a link without any doorbell is looked at when nothing else is said, in microseconds: 1 ms costs a host
 /// about 1 % of a core and adds half of that to a request.
 pub const DEFAULT_POLL_MICROS: u32 = 1000;
-
-/// Longest path that a socket address holds: 108 bytes with the final zero.
-const SOCKET_PATH: usize = 107;
 
 pub(crate) fn socket_path(text: &str) -> Result<PathBuf, BadValue> {
     match text.len() {
@@ -459,8 +457,10 @@ pub struct VsockAddress {
     pub path: Option<PathBuf>,
 }
 
-/// Longest path of a multiplexer: `_` and a port of ten digits are appended.
-const VSOCK_PATH: usize = SOCKET_PATH - 11;
+/// What is appended to the path of a multiplexer at most: `_` and a port of ten digits.
+pub(super) const PORT: usize = 11;
+/// Longest path of a multiplexer.
+const VSOCK_PATH: usize = SOCKET_PATH - PORT;
 
 impl FromStr for VsockAddress {
     type Err = BadValue;

@@ -3,6 +3,7 @@
 //! Nothing here sleeps. A test waits for a line, a state (`pmm status --wait-for`) or an end; where a time is given it
 //! is a guard whose message names what did not happen.
 
+mod paths;
 mod plain;
 mod refusals;
 mod room;

@@ -121,7 +121,14 @@ pub fn serve(place: &Place, name: &str, size: u32, device: DeviceDescription) ->
         state: None,
     };
     let control = Some(place.join(&format!("{name}.control")));
-    let run = Run { links: vec![link], control, wait: None, log: LogOptions::default(), notes: Vec::new() };
+    let run = Run {
+        links: vec![link],
+        control,
+        config: None,
+        wait: None,
+        log: LogOptions::default(),
+        notes: Vec::new(),
+    };
     let mut opened = hvl_pmm::open::open(&run).map_err(|failure| anyhow!("{failure}"))?;
     let link = opened.links.first_mut().context("a PMM without a link")?;
     let [kick, call] = [(), ()].map(|()| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK));

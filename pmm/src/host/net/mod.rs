@@ -8,6 +8,7 @@ mod stream;
 mod tap;
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use hvl_shared_abi::wire::net::Offload;
 
@@ -15,6 +16,14 @@ use super::{Dropped, EndError, FrameEnd, HostEnd, Shared, TerminalNews};
 use crate::failure::Failure;
 use crate::options::{NetworkDescription, NetworkEnd};
 use crate::sys::Watches;
+
+/// The program that a card's cable leads through, if there is one.
+pub(crate) fn program(card: &NetworkDescription) -> Option<PathBuf> {
+    match &card.end {
+        NetworkEnd::User { passt, .. } => passt::find(passt.as_deref()),
+        _ => None,
+    }
+}
 
 /// A cable's end.
 pub trait NetEnd: FrameEnd + HostEnd {}

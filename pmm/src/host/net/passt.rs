@@ -231,7 +231,7 @@ fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
 }
 
 /// The program: as named, on PATH, or where the variable says.
-fn find(named: Option<&Path>) -> Option<PathBuf> {
+pub(super) fn find(named: Option<&Path>) -> Option<PathBuf> {
     let is_program =
         |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
     if let Some(path) = named {

@@ -415,3 +415,21 @@ fn connections_beyond_its_share_are_refused_and_wait() {
     drop(listener);
     std::fs::remove_file(there).unwrap();
 }
+
+#[test]
+fn a_link_at_a_port_leads_the_guest_nowhere() {
+    let mut bench = Bench::new("planted");
+    let outside = bench.end.path.with_extension("outside");
+    let port = |number: u32| PathBuf::from(format!("{}_{number}", bench.end.path.display()));
+    let (planted, honest) = (port(99), port(98));
+    let listener = UnixListener::bind(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, &planted).unwrap();
+    assert_eq!(Sockets::connect(&mut bench.end, 99), None);
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody has come");
+    let _honest = UnixListener::bind(&honest).unwrap();
+    assert!(Sockets::connect(&mut bench.end, 98).is_some());
+    for path in [outside, planted, honest] {
+        std::fs::remove_file(path).unwrap();
+    }
+}
