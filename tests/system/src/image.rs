@@ -111,3 +111,37 @@ impl<'a> Image<'a> {
         out.flush().with_context(|| format!("{} cannot be written; is the disk full?", path.display()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A distribution of empty programs whose modules say what they need.
+    fn distribution(name: &str) -> Distribution {
+        let root = std::env::temp_dir().join(format!("hvl-system-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        let modules = root.join("usr/lib/modules/1");
+        for folder in [&root.join("boot"), &root.join("usr/bin"), &modules.join("kernel")] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(root.join("boot/vmlinuz-1"), "").unwrap();
+        fs::write(root.join("usr/bin/busybox"), "").unwrap();
+        fs::write(modules.join("modules.builtin"), "kernel/drivers/bus-one.ko\n").unwrap();
+        for (name, needs) in [("top", "mid-dle,bottom"), ("mid-dle", "bottom"), ("bottom", "")] {
+            let text = format!("ELF\0license=GPL\0depends={needs}\0name={name}\0");
+            fs::write(modules.join(format!("kernel/{name}.ko")), text).unwrap();
+        }
+        Distribution::at(&root).unwrap()
+    }
+
+    #[test]
+    fn modules_come_after_what_they_need() {
+        let distribution = distribution("modules");
+        let mut image = Image::new(&distribution, "").unwrap();
+        image.module("top").unwrap();
+        image.module("bus_one").unwrap();
+        assert_eq!(image.modules, ["bottom", "mid-dle", "top"]);
+        let refusal = image.module("other").unwrap_err().to_string();
+        assert!(refusal.ends_with("has no module other"), "{refusal}");
+    }
+}

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use hvl_shared_abi::wire::p9::{Errno, GetLock, Lock, Reply, lock};
 
@@ -19,6 +21,16 @@ use crate::sys::{LockKind, RangeLock};
 const RANGES: usize = 4096;
 /// Bytes of a client's name that are kept; Linux's have 64 at most. A longer one is left out of answers.
 const CLIENT_NAME: usize = 64;
+
+/// How long a lock that is taken is waited for here, for a client that would wait. Linux's wakes its next waiter before it
+/// gives the lock up, so that the waiter's request may overtake the holder's; refused, it would ask again after 30 s.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// When it is looked at again though nobody has said that it is free: the end of an open file is told shortly before the
+/// kernel frees its locks, and a program of this host tells nobody.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Requests of a client that wait so at a time, of the [`THREADS`](super::THREADS) that it has: the one that frees the lock
+/// must find a thread, too.
+const WAITING: usize = 2;
 
 /// Who has a lock, in a client's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +61,8 @@ impl Range {
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     files: Mutex<HashMap<(u64, u64), Vec<Range>>>,
+    /// Something was given up.
+    freed: Condvar,
 }
 
 /// The bytes that a lock is about. Length 0 is all that follow.
@@ -102,6 +116,22 @@ impl Locks {
             true => drop(files.remove(&file.identity)),
             false => *ranges = kept,
         }
+        // A lock for reading may take the place of one for writing.
+        self.freed.notify_all();
+        Ok(true)
+    }
+
+    /// The same, and waits a moment for a lock that somebody else has.
+    fn set_patiently(&self, file: &OpenFile, owner: &Owner, asked: RangeLock) -> Result<bool, Errno> {
+        let end = Instant::now() + PATIENCE;
+        while !self.set(file, owner.clone(), asked)? {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // Whatever ends the wait, the kernel is asked again.
+            drop(self.freed.wait_timeout(locked(&self.files), left.min(AGAIN)));
+        }
         Ok(true)
     }
 
@@ -114,6 +144,7 @@ impl Locks {
                 files.remove(&file.identity);
             }
         }
+        self.freed.notify_all();
     }
 
     /// The client's word for who holds a lock that the kernel has found in the way of `file`.
@@ -126,6 +157,15 @@ impl Locks {
     }
 }
 
+/// A request that may wait for a lock.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Session {
     pub(super) fn lock(&self, fid: u32, asked: Lock<'_>, out: Out<'_>) -> Result<usize, Errno> {
         let file = self.fid(fid)?.open()?;
@@ -133,7 +173,7 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let range = RangeLock { kind: lock_kind(asked.kind)?, start: asked.start, length: asked.length };
-        // It never waits here: a client that would wait asks again.
+        // It hardly waits here: a client that would wait longer asks again.
         let done = if self.export.rules.read_only {
             match range.kind {
                 LockKind::Write => return Err(Errno::BADF),
@@ -143,9 +183,21 @@ impl Session {
         } else {
             let known = asked.client.len() <= CLIENT_NAME;
             let client = Arc::from(if known { asked.client } else { &[] });
-            self.export.locks.set(&file, Owner { process: asked.process, client }, range)?
+            let (owner, locks) = (Owner { process: asked.process, client }, &self.export.locks);
+            match self.waiting(asked.flags) {
+                Some(_waiting) => locks.set_patiently(&file, &owner, range)?,
+                None => locks.set(&file, owner, range)?,
+            }
         };
         out.send(Reply::Lock { status: if done { lock::SUCCESS } else { lock::BLOCKED } })
+    }
+
+    /// A place among the requests that wait, if this one would and there is one.
+    fn waiting(&self, flags: u32) -> Option<Waiting<'_>> {
+        let more = |waiting: usize| (waiting < WAITING).then(|| waiting + 1);
+        let place = flags & lock::BLOCK != 0
+            && self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        place.then(|| Waiting(&self.waiting))
     }
 
     pub(super) fn getlock(&self, fid: u32, asked: GetLock<'_>, out: Out<'_>) -> Result<usize, Errno> {

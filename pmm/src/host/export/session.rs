@@ -1,7 +1,7 @@
 //! One client: what it has agreed to, its fids, and which function answers which request.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hvl_shared_abi::wire::p9::{
@@ -41,6 +41,8 @@ pub struct Session {
     msize: AtomicU32,
     pub(super) attribute_bytes: Arc<Mutex<usize>>,
     ways: WayRoom,
+    /// Requests that wait for a lock.
+    pub(super) waiting: AtomicUsize,
     /// Held for writing from a renaming until the ways of all fids say so, and for reading by whoever follows one.
     moving: RwLock<()>,
 }
@@ -82,7 +84,15 @@ impl Session {
         let table = Mutex::new(Table::new(export.rules.fids));
         let attribute_bytes = Arc::new(Mutex::new(ATTRIBUTE_BYTES));
         let ways = WayRoom::of_fids(export.rules.fids);
-        Session { export, table, msize: AtomicU32::new(0), attribute_bytes, ways, moving: RwLock::default() }
+        Session {
+            export,
+            table,
+            msize: AtomicU32::new(0),
+            attribute_bytes,
+            ways,
+            waiting: AtomicUsize::new(0),
+            moving: RwLock::default(),
+        }
     }
 
     /// Most bytes of a message, as agreed; what a version message may have before anything is.

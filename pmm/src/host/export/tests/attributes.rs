@@ -1,6 +1,7 @@
 //! The same for what files have beside their content: attributes, extended attributes, locks, owners.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::Ordering;
 
 use hvl_shared_abi::wire::p9::{GetLock, Lock, SetAttr, Time, lock, setattr, xattr};
 
@@ -433,7 +434,7 @@ fn locks_stand_between_clients() {
         client.reach_open(1, "f", open::READ_WRITE);
     }
     assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 10, 10), Ok(lock::SUCCESS));
-    assert_eq!(ask_lock(&mut two, 1, lock::READ, 19, 1), Ok(lock::BLOCKED), "and it does not wait");
+    assert_eq!(ask_lock(&mut two, 1, lock::READ, 19, 1), Ok(lock::BLOCKED), "and not waited for longer");
     assert_eq!(ask_lock(&mut two, 1, lock::READ, 20, 0), Ok(lock::SUCCESS));
     let asked = GetLock { kind: lock::WRITE, start: 0, length: 0, process: 7, client: b"you" };
     let found = GetLock { kind: lock::WRITE, start: 10, length: 10, process: 1, client: b"me" };
@@ -447,6 +448,53 @@ fn locks_stand_between_clients() {
     assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::BLOCKED));
     two.clunk(1).ok();
     assert_eq!(ask_lock(&mut one, 1, lock::WRITE, 0, 0), Ok(lock::SUCCESS), "a lock ends with its fid");
+}
+
+/// One round of [`a_lock_is_waited_for_a_moment`]: what became of the two that waited, and whether the third did not.
+fn lock_round(holder: &mut Client, session: &Session) -> (Vec<u8>, bool) {
+    assert_eq!(ask_lock(holder, 1, lock::WRITE, 0, 0), Ok(lock::SUCCESS));
+    let ask = |tag| {
+        let lock =
+            Lock { kind: lock::READ, flags: lock::BLOCK, start: 0, length: 9, process: 1, client: b"me" };
+        let mut bytes = vec![0; 4096];
+        let length = Request::Lock { fid: 1, lock }.emit(tag, &[], &mut bytes).unwrap();
+        let mut reply = Vec::new();
+        session.reply_to(&bytes[..length], &mut reply, usize::MAX);
+        match Reply::parse(&reply).unwrap().message {
+            Reply::Lock { status } => status,
+            other => panic!("{other:?}"),
+        }
+    };
+    std::thread::scope(|scope| {
+        let waiters = [1, 2].map(|tag| scope.spawn(move || ask(tag)));
+        let waiting = || session.waiting.load(Ordering::Relaxed);
+        while waiting() < 2 && !waiters.iter().any(|waiter| waiter.is_finished()) {
+            std::thread::yield_now();
+        }
+        assert_eq!(ask(3), lock::BLOCKED);
+        let at_once = waiting() == 2;
+        assert_eq!(ask_lock(holder, 1, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
+        (waiters.map(|waiter| waiter.join().unwrap()).to_vec(), at_once)
+    })
+}
+
+#[test]
+fn a_lock_is_waited_for_a_moment() {
+    let folder = Folder::new();
+    folder.write("tree/f", "");
+    let export = Export::open(&folder.tree(), "tag", Rules::default(), "test").unwrap();
+    let (mut one, mut two) = (Client::attached(&export), Client::attached(&export));
+    for client in [&mut one, &mut two] {
+        client.reach_open(1, "f", open::READ_WRITE);
+    }
+    // On a busy machine the moment may be over before the lock is free; a client would ask again.
+    let waited = (0..20).any(|_| {
+        let waited = lock_round(&mut one, &two.session) == (vec![lock::SUCCESS; 2], true);
+        assert_eq!(ask_lock(&mut two, 1, lock::UNLOCK, 0, 0), Ok(lock::SUCCESS));
+        waited
+    });
+    assert!(waited, "two wait until it is free, and a third is answered meanwhile");
+    assert_eq!(two.session.waiting.load(Ordering::Relaxed), 0);
 }
 
 #[test]
