@@ -20,8 +20,8 @@ use crate::failure::{Failure, refused};
 use crate::host::{HostEnd, StateRecorder, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
-    Board, Control, DeviceStatus, DoorbellStatus, Limit, LinkStatus, Pace, QueueStatus, Waker, limited,
-    printable, remedy,
+    Board, Control, DeviceStatus, Diagnosis, DoorbellStatus, Limit, LinkStatus, Pace, QueueStatus, Seen,
+    Waker, diagnose, limited, printable, remedy,
 };
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
@@ -205,6 +205,7 @@ impl Loop<'_, '_> {
         let clock = clock();
         let mut notices = Notices::new(self.link.snapshot());
         let mut pace = Pace::default();
+        let (mut diagnosis, mut diagnoses) = (Diagnosis::new(clock()), Limit::default());
         let mut watches = Watches::default();
         // The first pass looks at everything: what was rung before this started was rung for nobody.
         let (mut bell, mut end) = (true, true);
@@ -242,12 +243,28 @@ impl Loop<'_, '_> {
             if bell || end || came || service.ring {
                 notices.stir(now);
             }
-            if notices.is_due(now) {
-                notices.look(now, self.link.snapshot(), self.link.last_words());
+            if notices.is_due(now) || due(diagnosis.deadline()) {
+                let (snapshot, heard) = (self.link.snapshot(), self.doorbell.counters().heard);
+                let state = (snapshot.profile, snapshot.driver_epoch);
+                let memory = self.mapping.region();
+                let look = || diagnose(&Seen::read(&memory, &snapshot, heard), &first.region);
+                if let Some(why) = diagnosis.look(now, state, look) {
+                    match snapshot.profile {
+                        // It may only not have been started yet.
+                        Profile::None => limited!(info, diagnoses, now, "no guest yet: {why}"),
+                        _ => limited!(warn, diagnoses, now, "{why}"),
+                    }
+                }
+                if notices.is_due(now) {
+                    notices.look(now, snapshot, self.link.last_words());
+                }
             }
             let (link, wakeups) = (&self.link, self.wakeups);
             let (doorbell, hosts) = (&*self.doorbell, &self.ends);
-            let status = || status_of(first, kind, link, doorbell, hosts, wakeups, now);
+            let status = || LinkStatus {
+                diagnosis: diagnosis.said().into(),
+                ..status_of(first, kind, link, doorbell, hosts, wakeups, now)
+            };
             self.board.offer(now, &mut pace, status);
             if self.board.is_stopping() {
                 break Ok(());
@@ -286,6 +303,7 @@ impl Loop<'_, '_> {
                 self.ends.iter().filter_map(|end| end.deadline_us()).min(),
                 notices.deadline(),
                 pace.deadline_us(),
+                diagnosis.deadline(),
                 give_up.map(|(wait, since)| since.saturating_add(wait.as_micros() as u64)),
             ];
             let next = deadlines.into_iter().flatten().min().unwrap_or(now);

@@ -121,7 +121,9 @@ impl HostEnd for SocketEnd {
     }
 
     fn announcement(&self) -> Option<String> {
-        Some(format!("console: socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}", self.path().display()))
+        // Raw for what is typed; what is shown still has its line feeds turned into new lines, which `raw` ends.
+        let terminal = "-,raw,echo=0,opost=1,escape=0x1d";
+        Some(format!("console: socat {terminal} UNIX-CONNECT:{}", self.path().display()))
     }
 }
 

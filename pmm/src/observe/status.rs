@@ -73,6 +73,9 @@ pub struct LinkStatus {
     pub services: u64,
     /// Times that the event loop woke.
     pub wakeups: u64,
+    /// Why there is no session, or a device stands still, as far as memory shows it; empty if nothing is known to be
+    /// wrong.
+    pub diagnosis: String,
     /// What the guest's last incarnation left to be read when it died.
     pub last_words: String,
     /// The devices, in the order of their windows.
@@ -262,6 +265,9 @@ impl fmt::Display for LinkStatus {
             self.services,
             self.wakeups
         )?;
+        if !self.diagnosis.is_empty() {
+            writeln!(f, "  diagnosis {}", self.diagnosis)?;
+        }
         if !self.last_words.is_empty() {
             writeln!(f, "  last words of the guest: {}", printable(&self.last_words))?;
         }

@@ -137,6 +137,11 @@ const TESTS: &[Test] = &[
         run: Run::EndToEnd,
     },
     Test {
+        name: "diagnosis",
+        about: "what the pmm says of a guest with a wrong base, size or offset, after 3 s",
+        run: Run::EndToEnd,
+    },
+    Test {
         name: "order-host",
         about: "start order does not matter, with the shell as a process",
         run: Run::EndToEnd,

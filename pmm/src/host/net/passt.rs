@@ -68,6 +68,8 @@ pub(super) struct Passt {
     starts: u32,
     said: Vec<u8>,
     forwards: String,
+    /// The kernel gives passt no socket for echo requests, so the guest's are not answered.
+    pings_forbidden: bool,
     /// The guest's address, as its last frame had it.
     mac: Mac,
     now_us: u64,
@@ -107,13 +109,21 @@ impl Passt {
             starts: 0,
             said: Vec::new(),
             forwards: all.join(", "),
+            pings_forbidden: !may_ping(&std::fs::read_to_string(PING_GROUPS).unwrap_or_default(), &groups()),
             mac,
             now_us: 0,
             losses: Losses::default(),
             limit: Limit::default(),
         };
         match passt.spawn() {
-            Ok(()) => Ok(passt),
+            Ok(()) => {
+                if passt.pings_forbidden {
+                    tracing::warn!(
+                        "--network mode=user: no ping of the guest's will be answered: net.ipv4.ping_group_range forbids them to passt's group; as root, 'sysctl net.ipv4.ping_group_range=\"0 2147483647\"' allows them"
+                    );
+                }
+                Ok(passt)
+            }
             Err(error) => refused(format!(
                 "--network mode=user: {} cannot be started ({error}); check that it is a program",
                 passt.program.display()
@@ -222,6 +232,30 @@ fn introduction(mac: Mac) -> [u8; 60] {
     frame
 }
 
+/// Which groups may have sockets for echo requests: the first and the last.
+const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
+/// The group of `nobody`, which passt becomes where root starts it.
+const NOBODY: u32 = 65_534;
+
+/// The groups that passt will have.
+fn groups() -> Vec<u32> {
+    if rustix::process::geteuid().is_root() {
+        return vec![NOBODY];
+    }
+    let mut groups = vec![rustix::process::getegid().as_raw()];
+    groups.extend(rustix::process::getgroups().unwrap_or_default().iter().map(|group| group.as_raw()));
+    groups
+}
+
+/// Whether a kernel that says `range` lets somebody of these groups ping. One that says nothing is not blamed.
+fn may_ping(range: &str, groups: &[u32]) -> bool {
+    let mut ends = range.split_whitespace().map(str::parse::<u32>);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => groups.iter().any(|group| (first..=last).contains(group)),
+        _ => true,
+    }
+}
+
 /// Starts a child that inherits `its`, and nothing else that is not its standard streams.
 fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
     let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -324,6 +358,7 @@ impl HostEnd for Passt {
             (None, _) if self.told => format!("passt does not live, {} starts so far", self.starts),
             (None, _) => "passt has ended, starts again".into(),
         };
+        let words = if self.pings_forbidden { words + ", pings are forbidden" } else { words };
         self.losses.after(&words)
     }
 
@@ -336,6 +371,15 @@ impl HostEnd for Passt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pings_are_forbidden_where_the_kernel_names_other_groups() {
+        // The kernel's own default is an empty range; most distributions name all groups.
+        assert!(!may_ping("1\t0\n", &[NOBODY]) && !may_ping("1\t0\n", &[0, 1]));
+        assert!(may_ping("0\t2147483647\n", &[NOBODY]));
+        assert!(!may_ping("0\t1000\n", &[NOBODY]) && may_ping("0\t1000\n", &[2000, 1000]));
+        assert!(may_ping("", &[NOBODY]));
+    }
 
     /// Serves until `done`, with a clock of its own that jumps to each deadline.
     fn pass(passt: &mut Passt, done: impl Fn(&Passt) -> bool) {

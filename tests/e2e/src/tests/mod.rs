@@ -2,6 +2,7 @@
 
 mod device;
 mod devices;
+mod diagnosis;
 mod everything;
 mod files;
 mod idle;
@@ -39,6 +40,12 @@ pub const TESTS: &[Test] = &[
         about: "what pmm says, and its exit codes, when the machine refuses",
         board: false,
         run: messages::run,
+    },
+    Test {
+        name: "diagnosis",
+        about: "what the pmm says of a guest with a wrong base, size or offset, after 3 s",
+        board: false,
+        run: diagnosis::run,
     },
     Test {
         name: "device-half",
