@@ -1,7 +1,7 @@
 //! `pmm serve-9p`: the file server of a link, for any client of 9P2000.L on a stream socket. It is the same server, so
 //! whatever confines a guest confines these clients, too.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -17,14 +17,15 @@ use crate::apart::{self, Tree};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
-use crate::observe::log;
+use crate::observe::{Limit, limited, log};
 use crate::open::no_descriptors;
 use crate::options::{Claim, Listen, Part, Share};
 use crate::sys::{Signal, Signals, Watches};
 use crate::unix::Bound;
 
-/// Most clients at a time. Each may hold [`THREADS`] requests and replies of a mebibyte.
-const CONNECTIONS: usize = 32;
+/// How long a client may take to agree on a version, in microseconds. One that does not is none: whoever can reach the
+/// socket could else occupy it with as many as there may be, and say nothing.
+const GREETING_US: u64 = 10_000_000;
 /// How long a listener that cannot accept is left alone, in microseconds.
 const PAUSE_US: u64 = 200_000;
 /// How long requests that are under way may take when the program is told to end.
@@ -93,24 +94,97 @@ impl Listener {
     }
 }
 
-/// The clients that are connected.
+/// What is said of clients. They decide how often, so each kind has its limit.
 #[derive(Default)]
+struct Said {
+    came: Limit,
+    left: Limit,
+    away: Limit,
+}
+
+/// One of them.
+struct Client {
+    connection: Arc<Connection>,
+    since_us: u64,
+    /// It was hung up on, and its threads are about to end: its place is another's.
+    leaving: bool,
+}
+
+/// The clients that are connected.
 struct Clients {
-    live: Mutex<HashMap<u64, Arc<Connection>>>,
+    /// By their numbers, which only grow.
+    live: Mutex<BTreeMap<u64, Client>>,
     gone: Condvar,
+    said: Mutex<Said>,
+    start: Instant,
+    most: usize,
 }
 
 impl Clients {
-    fn live(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+    fn new(most: usize) -> Clients {
+        Clients {
+            live: Mutex::default(),
+            gone: Condvar::new(),
+            said: Mutex::default(),
+            start: Instant::now(),
+            most,
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeMap<u64, Client>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether one more may come. If there are as many as there may be, the first that says or holds nothing goes.
+    fn has_room(&self) -> bool {
+        let mut live = self.live();
+        if live.values().filter(|client| !client.leaving).count() < self.most {
+            return true;
+        }
+        match live.values_mut().find(|client| !client.leaving && client.connection.is_idle()) {
+            Some(idle) => {
+                idle.leaving = true;
+                idle.connection.hang_up();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Hangs up on those who take too long to say anything; when the next one will.
+    fn expire(&self, now_us: u64) -> Option<u64> {
+        let mut next = None;
+        for client in self.live().values_mut().filter(|client| !client.leaving) {
+            if !client.connection.is_mute() {
+                continue;
+            }
+            let until = client.since_us.saturating_add(GREETING_US);
+            if until <= now_us {
+                client.leaving = true;
+                client.connection.hang_up();
+            } else {
+                next = Some(next.map_or(until, |next: u64| next.min(until)));
+            }
+        }
+        next
     }
 
     /// Starts the threads of a client.
     fn start(self: &Arc<Clients>, number: u64, who: String, export: &Arc<Export>, stream: Box<dyn Stream>) {
         let connection = Arc::new(Connection::new(export.clone(), stream));
         let running = Arc::new(AtomicUsize::new(1));
-        self.live().insert(number, connection.clone());
-        info!("{who} has connected");
+        let since_us = self.now_us();
+        let client = Client { connection: connection.clone(), since_us, leaving: false };
+        self.live().insert(number, client);
+        limited!(info, self.said().came, since_us, "{who} has connected");
         // This thread holds a share until all are started, so that none of them is the last too early.
         for _ in 0..THREADS {
             running.fetch_add(1, Ordering::SeqCst);
@@ -126,7 +200,7 @@ impl Clients {
                 clients.left(number, &who, &running);
             });
             if let Err(error) = thread {
-                warn!("{name} gets fewer threads: {error}");
+                limited!(warn, self.said().away, since_us, "{name} gets fewer threads: {error}");
                 shared.fetch_sub(1, Ordering::SeqCst);
                 break;
             }
@@ -139,12 +213,19 @@ impl Clients {
         if running.fetch_sub(1, Ordering::SeqCst) != 1 {
             return;
         }
-        let Some(connection) = self.live().remove(&number) else { return };
+        let Some(Client { connection, leaving, .. }) = self.live().remove(&number) else { return };
+        let (now, mut said) = (self.now_us(), self.said());
         match connection.ended() {
-            Some(Ended::Closed) | None => info!("{who} has disconnected"),
-            Some(Ended::Broken(error)) => info!("{who} has gone: {error}"),
-            Some(Ended::Lost(reason)) => warn!("{who} is disconnected: its message {reason}"),
+            _ if leaving => {
+                limited!(warn, said.left, now, "{who} is disconnected: it kept a place and said nothing");
+            }
+            Some(Ended::Closed) | None => limited!(info, said.left, now, "{who} has disconnected"),
+            Some(Ended::Broken(error)) => limited!(info, said.left, now, "{who} has gone: {error}"),
+            Some(Ended::Lost(reason)) => {
+                limited!(warn, said.left, now, "{who} is disconnected: its message {reason}");
+            }
         }
+        drop(said);
         connection.close();
         self.gone.notify_all();
     }
@@ -175,7 +256,7 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
     let only = if share.read_only { ", read-only" } else { "" };
     info!("serving {}{only} at {}", share.directory.display(), listener.place());
 
-    let clients = Arc::new(Clients::default());
+    let clients = Arc::new(Clients::new(share.clients));
     let (mut watches, mut number, mut paused) = (Watches::default(), 0, false);
     loop {
         watches.clear();
@@ -183,7 +264,9 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         if !paused {
             watches.add(listener.fd(), true, false);
         }
-        watches.wait(paused.then_some(PAUSE_US));
+        let now = clients.now_us();
+        let greeting = clients.expire(now).map(|until| until.saturating_sub(now));
+        watches.wait(paused.then_some(PAUSE_US).into_iter().chain(greeting).min());
         paused = false;
         // What a terminal does is nothing to a server.
         if let Some(Signal::End(signal)) = signals.take() {
@@ -191,8 +274,14 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
             break;
         }
         match listener.accept() {
-            Ok((_, who)) if clients.live().len() >= CONNECTIONS => {
-                warn!("{who} is sent away: {CONNECTIONS} clients are connected, which is the most");
+            Ok((_, who)) if !clients.has_room() => {
+                let most = share.clients;
+                limited!(
+                    warn,
+                    clients.said().away,
+                    clients.now_us(),
+                    "{who} is sent away: {most} clients are connected, which is the most; --clients allows more"
+                );
             }
             Ok((stream, who)) => {
                 number += 1;
@@ -200,7 +289,7 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                warn!("a client cannot be accepted: {error}");
+                limited!(warn, clients.said().away, clients.now_us(), "a client cannot be accepted: {error}");
                 paused = true;
             }
         }
@@ -212,8 +301,8 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
 /// Lets what is under way finish. What has been acknowledged is the kernel's, whatever happens to this process.
 fn end(clients: &Clients) {
     let live = clients.live();
-    for connection in live.values() {
-        connection.stop();
+    for client in live.values() {
+        client.connection.stop();
     }
     let (live, waited) = clients
         .gone
@@ -221,5 +310,87 @@ fn end(clients: &Clients) {
         .unwrap_or_else(PoisonError::into_inner);
     if waited.timed_out() {
         warn!("{} clients still had requests under way or did not read their answers", live.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hvl_shared_abi::wire::p9::{NO_FID, NO_TAG, NO_UID, Request, VERSION};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// Clients, at most two, of an export of nothing much.
+    struct World {
+        clients: Arc<Clients>,
+        export: Arc<Export>,
+        number: u64,
+    }
+
+    impl World {
+        fn new() -> World {
+            let export = Export::open(&std::env::temp_dir(), "t", Rules::default(), "test").unwrap();
+            World { clients: Arc::new(Clients::new(2)), export, number: 0 }
+        }
+
+        fn connect(&mut self) -> UnixStream {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            assert!(self.clients.has_room());
+            self.number += 1;
+            self.clients.start(self.number, "a test".into(), &self.export, Box::new(theirs));
+            ours
+        }
+    }
+
+    fn ask(stream: &mut UnixStream, tag: u16, request: Request<'_>) {
+        let mut bytes = [0; 256];
+        let length = request.emit(tag, &[], &mut bytes).unwrap();
+        stream.write_all(&bytes[..length]).unwrap();
+        stream.read_exact(&mut bytes[..4]).unwrap();
+        let size = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        stream.read_exact(&mut bytes[4..size]).unwrap();
+    }
+
+    fn greet(stream: &mut UnixStream) {
+        ask(stream, NO_TAG, Request::Version { msize: 8192, version: VERSION });
+    }
+
+    fn attach(stream: &mut UnixStream) {
+        greet(stream);
+        ask(stream, 1, Request::Attach { fid: 0, afid: NO_FID, user: b"", tree: b"", uid: NO_UID });
+    }
+
+    fn is_over(stream: &mut UnixStream) -> bool {
+        stream.read(&mut [0]).unwrap() == 0
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_is_hung_up_on() {
+        let mut world = World::new();
+        let (mut mute, mut polite) = (world.connect(), world.connect());
+        greet(&mut polite);
+        let since = world.clients.live()[&1].since_us;
+        assert_eq!(world.clients.expire(since + GREETING_US - 1), Some(since + GREETING_US));
+        assert_eq!(world.clients.expire(since + GREETING_US), None);
+        assert!(is_over(&mut mute));
+        attach(&mut polite);
+        assert_eq!(world.clients.expire(u64::MAX), None, "it may be silent for as long as it likes");
+        attach(&mut polite);
+    }
+
+    #[test]
+    fn clients_that_say_nothing_make_room() {
+        let mut world = World::new();
+        let (mut mute, mut idle) = (world.connect(), world.connect());
+        greet(&mut idle);
+        let mut one = world.connect();
+        assert!(is_over(&mut mute), "the first of them");
+        attach(&mut one);
+        let mut two = world.connect();
+        assert!(is_over(&mut idle), "one that holds nothing");
+        attach(&mut two);
+        assert!(!world.clients.has_room(), "those that work stay");
+        attach(&mut one);
+        attach(&mut two);
     }
 }

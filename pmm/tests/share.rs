@@ -330,6 +330,24 @@ fn one_client_too_many_is_sent_away() {
 }
 
 #[test]
+fn a_flood_of_clients_is_no_flood_of_lines() {
+    let dir = Dir::new();
+    let (server, socket) = dir.unix(&["--clients", "40"]);
+    let start = std::time::Instant::now();
+    for _ in 0..300 {
+        drop(connect(&socket));
+    }
+    // Who comes last is heard last.
+    let last = connect(&socket).attach(8192);
+    let (code, said) = server.end(Signal::TERM);
+    drop(last);
+    // Five at once, and one a second after that, of each of three kinds.
+    let most = 3 * (6 + start.elapsed().as_secs() as usize);
+    let lines = said.lines().filter(|line| line.contains("process ")).count();
+    assert!(code == Some(0) && (1..=most).contains(&lines), "{lines} lines, {most} expected: {said}");
+}
+
+#[test]
 fn exit_codes_and_reasons() {
     let dir = Dir::new();
     let (_server, socket) = dir.unix(&[]);

@@ -25,6 +25,8 @@ pub struct Share {
     pub read_only: bool,
     /// Largest message in bytes.
     pub msize: u32,
+    /// Most clients at a time.
+    pub clients: usize,
     /// Most fids of a client.
     pub fids: usize,
     /// Whose files are whose.
@@ -94,6 +96,9 @@ pub(super) struct ShareArgs {
     /// Largest message in bytes, 4096 to 1M; a client may ask for less
     #[arg(long, value_name = "N", default_value = "1M")]
     msize: Number,
+    /// Most clients at a time, 1 to 1024
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    clients: u16,
     /// Most fids of a client, 64 to 1M: Linux holds one for each name that it caches [default: 64K]
     #[arg(long, value_name = "N", value_parser = |text: &str| fids("--fids", text))]
     fids: Option<usize>,
@@ -131,6 +136,7 @@ impl ShareArgs {
             listen: self.listen,
             read_only: self.ro,
             msize: msize.unwrap_or(MAX_MSIZE),
+            clients: self.clients.into(),
             fids: self.fids.unwrap_or(DEFAULT_FIDS),
             ids: self.squash.or(self.map).unwrap_or_default().ids(),
             log: LogOptions { level: self.log_level.unwrap_or_default(), json: self.log_json },

@@ -103,6 +103,11 @@ impl Session {
         }
     }
 
+    /// Whether a version was agreed on.
+    pub(crate) fn has_agreed(&self) -> bool {
+        self.msize.load(Ordering::Acquire) != 0
+    }
+
     /// How many fids are in use.
     pub fn fids(&self) -> usize {
         locked(&self.table).len()

@@ -105,6 +105,21 @@ impl Connection {
         locked(&self.ended).clone()
     }
 
+    /// Whether it has said nothing yet that a client would.
+    pub(crate) fn is_mute(&self) -> bool {
+        !self.session.has_agreed()
+    }
+
+    /// Whether nothing is lost with it: it has not begun, or holds nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_mute() || self.session.fids() == 0
+    }
+
+    /// Hangs up; its threads return.
+    pub(crate) fn hang_up(&self) {
+        self.stream.end(Shutdown::Both);
+    }
+
     /// Takes no more requests. Those that have begun are answered.
     pub(crate) fn stop(&self) {
         self.stream.end(Shutdown::Read);
