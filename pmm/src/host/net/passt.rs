@@ -85,10 +85,13 @@ impl Passt {
         mac: Mac,
         mtu: Option<u16>,
     ) -> Result<Passt, Failure> {
-        let Some(program) = find(program) else {
-            return refused(
-                "--network mode=user: 'passt' is not on PATH; install it (Debian: apt install passt), name it with 'passt=PATH' or $PMM_PASST, or write another mode",
-            );
+        let program = match find(program) {
+            Ok(program) => program,
+            Err(why) => {
+                return refused(format!(
+                    "--network mode=user: {why}; install it (Debian: apt install passt), name it with 'passt=PATH' or ${VARIABLE}, or write another mode"
+                ));
+            }
         };
         let mtu = mtu.unwrap_or(DEFAULT_MTU);
         let mut arguments: Vec<String> = ["--foreground", "--quiet", "--mtu"].map(String::from).into();
@@ -264,16 +267,33 @@ fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// The program: as named, on PATH, or where the variable says.
-pub(super) fn find(named: Option<&Path>) -> Option<PathBuf> {
-    let is_program =
-        |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
+/// The program: as named, on PATH, or where the variable says; or why there is none.
+pub(super) fn find(named: Option<&Path>) -> Result<PathBuf, String> {
+    let program = |path: &Path| match std::fs::metadata(path) {
+        Err(error) => Err(error.to_string()),
+        Ok(meta) if !meta.is_file() => Err("it is no file".into()),
+        Ok(_) => rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
+            .map_err(|error| format!("it cannot be executed: {}", std::io::Error::from(error))),
+    };
     if let Some(path) = named {
-        return Some(path.into());
+        return Ok(path.into());
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let mut found = std::env::split_paths(&paths).map(|folder| folder.join(PROGRAM)).filter(is_program);
-    found.next().or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from).filter(is_program))
+    let mut found =
+        std::env::split_paths(&paths).map(|folder| folder.join(PROGRAM)).filter(|path| program(path).is_ok());
+    if let Some(found) = found.next() {
+        return Ok(found);
+    }
+    match std::env::var_os(VARIABLE).map(PathBuf::from) {
+        Some(path) => match program(&path) {
+            Ok(()) => Ok(path),
+            Err(why) => Err(format!(
+                "${VARIABLE} names {}, which is no program ({why}), and PATH leads to no '{PROGRAM}'; correct ${VARIABLE}",
+                path.display()
+            )),
+        },
+        None => Err(format!("'{PROGRAM}' is not on PATH")),
+    }
 }
 
 impl Drop for Passt {
