@@ -624,7 +624,12 @@ impl<'s, M: Mem> Link<'s, M> {
                 queues_refused: seat.plain.refused,
                 last_refusal: seat.plain.refusal(),
                 queue_count: port.place.queues().count(),
-                queue_sizes: core::array::from_fn(|i| port.place.queues.get(i).map_or(0, |queue| queue.size)),
+                queue_sizes: core::array::from_fn(|i| {
+                    port.rings.get(i).and_then(Option::as_ref).map_or(0, |ring| ring.size())
+                }),
+                queue_limits: core::array::from_fn(|i| {
+                    port.place.queues.get(i).map_or(0, |queue| queue.size)
+                }),
                 in_flight: core::array::from_fn(|i| {
                     port.rings.get(i).and_then(Option::as_ref).map_or(0, |ring| ring.in_flight())
                 }),

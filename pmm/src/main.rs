@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Status(request) => {
             observe::status(&request, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
         }
+        Command::List(request) => observe::list(&request, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS),
         Command::Share(directory) => privileges::for_share(&directory)
             .and_then(|()| share::serve(&directory))
             .map(|()| ExitCode::SUCCESS),

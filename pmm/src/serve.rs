@@ -20,8 +20,8 @@ use crate::failure::{Failure, refused};
 use crate::host::{HostEnd, StateRecorder, TerminalNews};
 use crate::link::{Link, LinkPlan};
 use crate::observe::{
-    Board, Control, DeviceStatus, Diagnosis, DoorbellStatus, Limit, LinkStatus, Pace, QueueStatus, Seen,
-    Waker, diagnose, limited, printable, remedy,
+    Board, Control, DEVICE_STATES, DeviceStatus, Diagnosis, DoorbellStatus, Limit, LinkStatus, Pace,
+    QueueStatus, Seen, Waker, diagnose, limited, printable, remedy,
 };
 use crate::open::{OpenLink, Opened, no_descriptors};
 use crate::options::Run;
@@ -380,17 +380,21 @@ fn profile_name(profile: Profile) -> &'static str {
 }
 
 fn device_state(device: &DeviceSnapshot) -> &'static str {
-    match device {
+    let state = match device {
         _ if device.must_reboot => "must-reboot",
         _ if device.held => "held",
         _ if device.fault != "none" => device.fault,
         _ if device.runs => "running",
         _ => "off",
-    }
+    };
+    // Nobody could wait for another.
+    debug_assert!(DEVICE_STATES.contains(&state), "{state}");
+    state
 }
 
 fn device_status(device: &DeviceSnapshot, host: &str) -> DeviceStatus {
-    let queues = device.queue_sizes.iter().zip(&device.in_flight).zip(&device.queues);
+    let sizes = device.queue_sizes.iter().zip(&device.queue_limits);
+    let queues = sizes.zip(&device.in_flight).zip(&device.queues);
     DeviceStatus {
         name: device.kind.into(),
         state: device_state(device).into(),
@@ -403,8 +407,9 @@ fn device_status(device: &DeviceSnapshot, host: &str) -> DeviceStatus {
         last_refusal: device.last_refusal.map(|refusal| refusal.to_string()),
         queues: queues
             .take(device.queue_count)
-            .map(|((size, in_flight), counters)| QueueStatus {
+            .map(|(((size, max_size), in_flight), counters)| QueueStatus {
                 size: *size,
+                max_size: *max_size,
                 in_flight: *in_flight,
                 requests: counters.requests,
                 completed: counters.completed,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,14 @@ use crate::apart::{self, Tree};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::host::export::{Connection, Ended, Export, Rules, Stream, THREADS};
-use crate::observe::{Limit, limited, log};
+use crate::observe::{ClientStatus, Control, Limit, ShareStatus, Waker, limited, log};
 use crate::open::no_descriptors;
 use crate::options::{Claim, Listen, Part, Share};
 use crate::sys::{Signal, Signals, Watches};
 use crate::unix::Bound;
 
+/// Most clients of the control socket at a time: they are within the descriptors that a server needs in any case.
+const ASKERS: usize = 8;
 /// How long a client may take to agree on a version, in microseconds. One that does not is none: whoever can reach the
 /// socket could else occupy it with as many as there may be, and say nothing.
 const GREETING_US: u64 = 10_000_000;
@@ -104,6 +106,7 @@ struct Said {
 
 /// One of them.
 struct Client {
+    who: String,
     connection: Arc<Connection>,
     since_us: u64,
     /// It was hung up on, and its threads are about to end: its place is another's.
@@ -118,16 +121,45 @@ struct Clients {
     said: Mutex<Said>,
     start: Instant,
     most: usize,
+    /// Wakes the loop, which tells whoever follows that a client has gone.
+    waker: Waker,
+    connects: AtomicU64,
+    sent_away: AtomicU64,
 }
 
 impl Clients {
-    fn new(most: usize) -> Clients {
-        Clients {
+    fn new(most: usize) -> std::io::Result<Clients> {
+        Ok(Clients {
             live: Mutex::default(),
             gone: Condvar::new(),
             said: Mutex::default(),
             start: Instant::now(),
             most,
+            waker: Waker::new()?,
+            connects: AtomicU64::new(0),
+            sent_away: AtomicU64::new(0),
+        })
+    }
+
+    /// What the control socket tells.
+    fn status(&self, share: &Share, listen: &str) -> ShareStatus {
+        let client = |Client { who, connection, .. }: &Client| {
+            let (fids, requests) = connection.counts();
+            ClientStatus { name: who.clone(), fids, requests }
+        };
+        let clients: Vec<_> = self.live().values().map(client).collect();
+        ShareStatus {
+            name: share.name.clone(),
+            directory: share.directory.display().to_string(),
+            listen: listen.into(),
+            read_only: share.read_only,
+            msize: share.msize,
+            max_clients: self.most,
+            max_fids: share.fids,
+            connected: clients.len(),
+            connects: self.connects.load(Ordering::Relaxed),
+            sent_away: self.sent_away.load(Ordering::Relaxed),
+            clients,
         }
     }
 
@@ -182,8 +214,9 @@ impl Clients {
         let connection = Arc::new(Connection::new(export.clone(), stream));
         let running = Arc::new(AtomicUsize::new(1));
         let since_us = self.now_us();
-        let client = Client { connection: connection.clone(), since_us, leaving: false };
+        let client = Client { who: who.clone(), connection: connection.clone(), since_us, leaving: false };
         self.live().insert(number, client);
+        self.connects.fetch_add(1, Ordering::Relaxed);
         limited!(info, self.said().came, since_us, "{who} has connected");
         // This thread holds a share until all are started, so that none of them is the last too early.
         for _ in 0..THREADS {
@@ -228,6 +261,7 @@ impl Clients {
         drop(said);
         connection.close();
         self.gone.notify_all();
+        self.waker.wake();
     }
 }
 
@@ -252,11 +286,17 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
     let export = Export::open(Path::new(&share.directory), "", rules, &name)?;
     let listener = Listener::open(&share.listen)?;
     let signals = Signals::new().map_err(no_descriptors)?;
+    let place = Control::place(share.control.as_deref(), &share.name)?;
+    let mut control = Control::open(&place)?;
+    control.limit(ASKERS);
+    let clients = Arc::new(Clients::new(share.clients).map_err(no_descriptors)?);
     log::start(share.log);
     let only = if share.read_only { ", read-only" } else { "" };
     info!("serving {}{only} at {}", share.directory.display(), listener.place());
+    info!("control socket {}; 'pmm status {}' asks there", control.path().display(), share.name);
 
-    let clients = Arc::new(Clients::new(share.clients));
+    let (own, told, place) = (clients.clone(), share.clone(), listener.place());
+    control.set_share(Arc::new(move || own.status(&told, &place)));
     let (mut watches, mut number, mut paused) = (Watches::default(), 0, false);
     loop {
         watches.clear();
@@ -264,10 +304,14 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         if !paused {
             watches.add(listener.fd(), true, false);
         }
+        watches.add(clients.waker.as_raw_fd(), true, false);
+        control.watch(&mut watches);
         let now = clients.now_us();
-        let greeting = clients.expire(now).map(|until| until.saturating_sub(now));
-        watches.wait(paused.then_some(PAUSE_US).into_iter().chain(greeting).min());
+        let deadlines = [clients.expire(now), control.deadline_us()].into_iter().flatten();
+        let due = deadlines.map(|until| until.saturating_sub(now));
+        watches.wait(paused.then_some(PAUSE_US).into_iter().chain(due).min());
         paused = false;
+        clients.waker.clear();
         // What a terminal does is nothing to a server.
         if let Some(Signal::End(signal)) = signals.take() {
             info!("ending on {signal}");
@@ -276,6 +320,7 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
         match listener.accept() {
             Ok((_, who)) if !clients.has_room() => {
                 let most = share.clients;
+                clients.sent_away.fetch_add(1, Ordering::Relaxed);
                 limited!(
                     warn,
                     clients.said().away,
@@ -293,6 +338,7 @@ pub fn serve(share: &Share) -> Result<(), Failure> {
                 paused = true;
             }
         }
+        control.progress(clients.now_us());
     }
     end(&clients);
     Ok(())
@@ -330,7 +376,7 @@ mod tests {
     impl World {
         fn new() -> World {
             let export = Export::open(&std::env::temp_dir(), "t", Rules::default(), "test").unwrap();
-            World { clients: Arc::new(Clients::new(2)), export, number: 0 }
+            World { clients: Arc::new(Clients::new(2).unwrap()), export, number: 0 }
         }
 
         fn connect(&mut self) -> UnixStream {

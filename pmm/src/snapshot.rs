@@ -79,8 +79,10 @@ pub struct DeviceSnapshot {
     pub last_refusal: Option<Refusal>,
     /// Queues that it has.
     pub queue_count: usize,
-    /// Their sizes in entries.
+    /// Their sizes in entries, as its driver chose them; 0 for one that is not set up.
     pub queue_sizes: [u16; MAX_QUEUES],
+    /// Their largest sizes, for which the layout has room.
+    pub queue_limits: [u16; MAX_QUEUES],
     /// Requests taken and not completed.
     pub in_flight: [u16; MAX_QUEUES],
     /// What happened on them.

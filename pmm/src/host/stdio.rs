@@ -26,6 +26,7 @@ use super::nonblocking::{NonBlocking, Refusal};
 use super::trouble::Trouble;
 use super::{ByteEnd, EndError, HostEnd, TerminalNews};
 use crate::failure::Failure;
+use crate::observe::prompt;
 use crate::sys::Watches;
 
 /// Keys that are kept for a guest that does not read, as many as a terminal's own queue has.
@@ -176,6 +177,9 @@ impl StdioEnd {
                 Some(0)
             };
             terminal = Some(Keys { ahead: VecDeque::new(), prefix: false, end: false, raw, background_us });
+            if let Some((screen, _)) = &screen {
+                prompt::begin(screen.as_fd());
+            }
         }
         Ok(StdioEnd { input: shared, output, terminal, screen })
     }
@@ -212,6 +216,7 @@ impl StdioEnd {
                     (true, b'x' | b'X' | 0x18) => {
                         keys.end = true;
                         // The shell's prompt goes on a line of its own.
+                        prompt::end();
                         crate::observe::log::say("\n");
                         false
                     }
@@ -243,7 +248,11 @@ impl StdioEnd {
 
 impl ByteEnd for StdioEnd {
     fn write(&mut self, bytes: &[u8]) -> Result<usize, EndError> {
-        self.output.write(bytes)
+        let written = self.output.write(bytes)?;
+        if self.terminal.is_some() {
+            prompt::shown(bytes.get(..written).unwrap_or_default());
+        }
+        Ok(written)
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError> {
@@ -410,6 +419,7 @@ fn restore() {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
+        prompt::end();
         restore();
     }
 }

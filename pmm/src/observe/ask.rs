@@ -3,13 +3,14 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use super::control::{self, Found, MAX_ANSWER, Stranger};
+use super::list::{is_called, name_of, survey};
 use super::{Condition, Status, directory, printable_lines};
 use crate::failure::{Failure, misuse, refused};
 use crate::options::{Number, StatusRequest};
@@ -31,7 +32,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
     let Number(seconds) = request.timeout.unwrap_or(Number(60));
     let deadline = Instant::now() + Duration::from_secs(seconds.min(u64::from(u32::MAX)));
     let (path, stream) = loop {
-        match find(request.control.as_deref()) {
+        match find(request) {
             Err(Failure::Refused(_)) if !conditions.is_empty() && Instant::now() < deadline => {
                 // A PMM that is about to start.
                 Watches::default().wait(Some(RETRY_US));
@@ -90,6 +91,11 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
                 ));
             }
         };
+        for condition in conditions {
+            if let Some(why) = condition.never(&last) {
+                return refused(format!("--wait-for '{condition}': it will not be so; {why}"));
+            }
+        }
         if !conditions.iter().all(|condition| condition.holds(&last)) {
             continue;
         }
@@ -206,9 +212,20 @@ fn unmet<'c>(conditions: &'c [Condition], last: &Value) -> Option<(&'c Condition
     Some((condition, condition.find(last).map_or("not there".into(), Value::to_string)))
 }
 
-/// The socket that was named, or that of the only PMM that runs.
-fn find(named: Option<&Path>) -> Result<(PathBuf, UnixStream), Failure> {
-    if let Some(path) = named {
+/// What one answers that has just been connected to; `None` if it does not, or nothing that makes sense.
+pub(super) fn snapshot(stream: &UnixStream) -> Option<Status> {
+    let mut to = stream;
+    to.write_all(b"status\n").ok()?;
+    let line = Answers { stream, bytes: Vec::new(), looked: 0 }.next(Some(Instant::now() + ANSWER)).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+/// The socket that was named, that of the PMM that was named, or that of the only one that runs.
+fn find(request: &StatusRequest) -> Result<(PathBuf, UnixStream), Failure> {
+    if let Some(name) = &request.name {
+        return find_by_name(name);
+    }
+    if let Some(path) = request.control.as_deref() {
         // A link is followed here, since whoever asks has chosen it; what it leads to is looked at all the same.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let asked = rustix::fs::open(path, flags, Mode::empty())
@@ -232,9 +249,45 @@ fn find(named: Option<&Path>) -> Result<(PathBuf, UnixStream), Failure> {
             directory::directory().display()
         )),
         (Some(one), _) => {
-            let all: Vec<String> =
-                found.iter().chain([&one]).map(|one| one.path.display().to_string()).collect();
-            misuse(format!("several pmms run; choose one with --control: {}", all.join(", ")))
+            let (there, _) = survey();
+            match there.is_empty() {
+                false => misuse(format!(
+                    "several pmms run; write one of their names behind 'status': {}",
+                    called(&there)
+                )),
+                true => {
+                    refused(format!("{}: the pmm there does not answer; is it stopped?", one.path.display()))
+                }
+            }
+        }
+    }
+}
+
+/// Names for a message.
+fn called(there: &[(Found, Status)]) -> String {
+    let all: Vec<String> =
+        there.iter().map(|(_, status)| format!("{} (process {})", name_of(status), status.pmm.pid)).collect();
+    all.join(", ")
+}
+
+fn find_by_name(name: &str) -> Result<(PathBuf, UnixStream), Failure> {
+    let (there, _) = survey();
+    let (mut meant, others): (Vec<_>, Vec<_>) =
+        there.into_iter().partition(|(_, status)| is_called(status, name));
+    match (meant.pop(), meant.is_empty()) {
+        (Some((Found { path, stream: Some(stream) }, _)), true) => Ok((path, stream)),
+        (None, _) if others.is_empty() => {
+            refused(format!("{name}: no pmm of this user runs; name a socket with --control PATH"))
+        }
+        (None, _) => {
+            refused(format!("{name}: no pmm of this user is called so; there is {}", called(&others)))
+        }
+        (Some(one), _) => {
+            meant.push(one);
+            misuse(format!(
+                "{name}: several are called so; write a process id in its place: {}",
+                called(&meant)
+            ))
         }
     }
 }

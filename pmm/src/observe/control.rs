@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::directory::{self, directory};
-use super::{Board, LinkStatus, Process, Status};
+use super::{Board, LinkStatus, Process, ShareStatus, Status};
 use crate::failure::{Failure, misuse};
 use crate::sys::Watches;
 use crate::unix::{Listener, Spot, dial};
@@ -49,6 +49,19 @@ pub struct Control {
     owed: Vec<Owed>,
     /// When links that are followed are asked again.
     ask_us: u64,
+    shares: Shares,
+}
+
+/// Tells of the directories that are served to clients that are no guests.
+pub(crate) type Tell = Arc<dyn Fn() -> ShareStatus + Send + Sync>;
+
+#[derive(Clone, Default)]
+struct Shares(Vec<Tell>);
+
+impl std::fmt::Debug for Shares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} shares", self.0.len())
+    }
 }
 
 /// What a link was asked for and has not answered.
@@ -216,6 +229,7 @@ impl Control {
             most: MAX_CLIENTS,
             owed: Vec::new(),
             ask_us: 0,
+            shares: Shares::default(),
         })
     }
 
@@ -233,6 +247,11 @@ impl Control {
     pub fn set_boards(&mut self, boards: Vec<Arc<Board>>) {
         self.owed = vec![Owed::default(); boards.len()];
         self.boards = boards;
+    }
+
+    /// Which directory it tells of.
+    pub(crate) fn set_share(&mut self, tell: Tell) {
+        self.shares = Shares(vec![tell]);
     }
 
     /// Adds what it waits for.
@@ -266,7 +285,8 @@ impl Control {
             self.owed.iter_mut().zip(&self.boards).for_each(|(owed, board)| _ = owed.ask(board, now_us));
         }
         self.owed.iter_mut().zip(&self.boards).for_each(|(owed, board)| owed.look(board));
-        let mut links = Links { boards: &self.boards, owed: &mut self.owed, now_us };
+        let Shares(shares) = &self.shares;
+        let mut links = Links { boards: &self.boards, owed: &mut self.owed, shares, now_us };
         for client in &mut self.clients {
             if client.waiting.is_empty() {
                 client.listen(&mut links);
@@ -302,6 +322,7 @@ impl Control {
 struct Links<'a> {
     boards: &'a [Arc<Board>],
     owed: &'a mut [Owed],
+    shares: &'a [Tell],
     now_us: u64,
 }
 
@@ -318,7 +339,9 @@ impl Links<'_> {
     }
 
     fn told(&self) -> impl Iterator<Item = Told> {
-        self.boards.iter().zip(&*self.owed).map(|(board, owed)| (board.changes(), owed.is_late(self.now_us)))
+        let links = self.boards.iter().zip(&*self.owed);
+        let links = links.map(|(board, owed)| (board.changes(), owed.is_late(self.now_us)));
+        links.chain(self.shares.iter().map(|tell| (tell().changes(), false)))
     }
 
     fn status(&self) -> Status {
@@ -329,7 +352,8 @@ impl Links<'_> {
             let unresponsive = owed.is_late(self.now_us);
             LinkStatus { unresponsive, ..board.latest() }
         };
-        Status { pmm, links: self.boards.iter().zip(&*self.owed).map(link).collect() }
+        let links = self.boards.iter().zip(&*self.owed).map(link).collect();
+        Status { pmm, links, shares: self.shares.iter().map(|tell| tell()).collect() }
     }
 }
 

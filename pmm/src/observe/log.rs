@@ -18,6 +18,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::LookupSpan;
 
 use super::lines::Lines;
+use super::prompt;
 use crate::options::{LogLevel, LogOptions};
 
 /// How long the end of the program waits for what was said to be written.
@@ -72,7 +73,9 @@ pub fn flush() {
 }
 
 /// Writes to standard error, however long that takes. There is nobody to tell of an error.
-fn write(mut bytes: &[u8]) {
+fn write(line: &[u8]) {
+    let line = prompt::around(line);
+    let mut bytes = &*line;
     let stderr = std::io::stderr();
     // Not through the standard library's lock: a panic elsewhere must be able to say so.
     let fd = stderr.as_fd();

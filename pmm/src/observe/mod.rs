@@ -8,7 +8,9 @@ mod diagnose;
 mod directory;
 mod limit;
 mod lines;
+mod list;
 pub mod log;
+pub(crate) mod prompt;
 mod status;
 
 /// What the other side wrote, for a terminal: with nothing in it that would move a cursor or deceive the eye.
@@ -43,8 +45,11 @@ pub use diagnose::{DeviceSeen, Diagnosis, Seen, diagnose};
 pub(crate) use directory::{SOCKET_PATH, directory as default_directory, make as make_directory, too_long};
 pub use limit::Limit;
 pub(crate) use limit::limited;
+pub use list::list;
+pub(crate) use status::DEVICE_STATES;
 pub use status::{
-    DeviceStatus, DoorbellStatus, LinkStatus, Process, QueueStatus, RegionStatus, Status, remedy,
+    ClientStatus, DeviceStatus, DoorbellStatus, LinkStatus, Process, QueueStatus, RegionStatus, ShareStatus,
+    Status, remedy,
 };
 
 #[cfg(test)]

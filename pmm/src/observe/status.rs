@@ -12,6 +12,47 @@ pub struct Status {
     pub pmm: Process,
     /// Its links, in the order of the configuration.
     pub links: Vec<LinkStatus>,
+    /// The directories that it serves to clients that are no guests.
+    #[serde(default)]
+    pub shares: Vec<ShareStatus>,
+}
+
+/// A directory that `pmm serve-9p` serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShareStatus {
+    /// From the command line.
+    pub name: String,
+    /// The directory.
+    pub directory: String,
+    /// Where clients connect.
+    pub listen: String,
+    /// Whether clients can change nothing.
+    pub read_only: bool,
+    /// Largest message, in bytes.
+    pub msize: u32,
+    /// Most clients at a time.
+    pub max_clients: usize,
+    /// Most fids that a client may hold.
+    pub max_fids: usize,
+    /// Clients that are there.
+    pub connected: usize,
+    /// Clients that came.
+    pub connects: u64,
+    /// Of those, sent away because there were too many.
+    pub sent_away: u64,
+    /// Those that are there, in the order in which they came.
+    pub clients: Vec<ClientStatus>,
+}
+
+/// A client of such a directory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Its process or address.
+    pub name: String,
+    /// Fids that it holds.
+    pub fids: usize,
+    /// Requests that it made.
+    pub requests: u64,
 }
 
 /// The program.
@@ -147,8 +188,10 @@ pub struct DeviceStatus {
 /// One queue.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QueueStatus {
-    /// Entries.
+    /// Entries that the guest's driver chose; 0 while it has not set the queue up.
     pub size: u16,
+    /// Entries that it may have at the most, for which the layout has room.
+    pub max_size: u16,
     /// Requests taken and not completed.
     pub in_flight: u16,
     /// Requests taken that were well formed.
@@ -202,13 +245,80 @@ impl LinkStatus {
     }
 }
 
+/// What a link's `state` may be.
+const LINK_STATES: &[&str] = &["starting", "serving", "ended", "failed"];
+/// What its `profile` may be.
+const PROFILES: &[&str] = &["none", "extended", "plain"];
+/// What a device's `state` may be.
+pub(crate) const DEVICE_STATES: &[&str] =
+    &["off", "running", "needs-reset", "features-refused", "must-reboot", "held"];
+
+/// The words that a field may hold, where they are known. `path` leads to it, as in `links.0.state`.
+pub(super) fn words(path: &[String]) -> Option<&'static [&'static str]> {
+    let list = path.iter().rev().skip(1).find(|step| *step == "devices" || *step == "links")?;
+    Some(match (list.as_str(), path.last()?.as_str()) {
+        ("links", "state") => LINK_STATES,
+        ("links", "profile") => PROFILES,
+        ("devices", "state") => DEVICE_STATES,
+        _ => return None,
+    })
+}
+
+impl Status {
+    /// One with something in every list: what its fields are called, and of which kind they are.
+    pub(super) fn sample() -> Status {
+        let (last_refusal, queues) = (Some(String::new()), vec![QueueStatus::default()]);
+        let device = DeviceStatus { last_refusal, queues, ..DeviceStatus::default() };
+        let (error, driver_epoch, silent_for) = (Some(String::new()), Some(0), Some(0));
+        let link =
+            LinkStatus { error, driver_epoch, silent_for, devices: vec![device], ..LinkStatus::default() };
+        let share = ShareStatus { clients: vec![ClientStatus::default()], ..ShareStatus::default() };
+        let capabilities = vec![String::new()];
+        let pmm = Process { version: String::new(), pid: 0, capabilities, no_new_privs: false };
+        Status { pmm, links: vec![link], shares: vec![share] }
+    }
+
+    /// Whether a field may be null.
+    pub(super) fn may_be_null(field: &str) -> bool {
+        matches!(field, "error" | "driver_epoch" | "silent_for" | "last_refusal")
+    }
+}
+
+// The text has the names of the JSON, so that what one reads is what --wait-for takes.
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "pmm {}, process {}", self.pmm.version, self.pmm.pid)?;
-        if !self.pmm.capabilities.is_empty() {
-            writeln!(f, "  may use {}", printable(&self.pmm.capabilities.join(" ")))?;
+        let Process { version, pid, capabilities, no_new_privs } = &self.pmm;
+        writeln!(f, "pmm version {version}, pid {pid}, no_new_privs {no_new_privs}")?;
+        if !capabilities.is_empty() {
+            writeln!(f, "  capabilities {}", printable(&capabilities.join(" ")))?;
         }
-        self.links.iter().try_for_each(|link| write!(f, "{link}"))
+        self.links.iter().try_for_each(|link| write!(f, "{link}"))?;
+        self.shares.iter().try_for_each(|share| write!(f, "{share}"))
+    }
+}
+
+impl ShareStatus {
+    /// A number that differs whenever a client has come or gone.
+    pub(super) fn changes(&self) -> u64 {
+        let gone = self.connects.wrapping_sub(u64::try_from(self.connected).unwrap_or(0));
+        self.connects.wrapping_add(gone).wrapping_add(self.sent_away)
+    }
+}
+
+impl fmt::Display for ShareStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: serving {}", self.name, self.directory)?;
+        writeln!(f, "  listen    {}, read_only {}, msize {}", self.listen, self.read_only, self.msize)?;
+        writeln!(
+            f,
+            "  clients   connected {}, max_clients {}, max_fids {} each; connects {}, sent_away {}",
+            self.connected, self.max_clients, self.max_fids, self.connects, self.sent_away
+        )?;
+        for client in &self.clients {
+            writeln!(f, "    {}: fids {}, requests {}", client.name, client.fids, client.requests)?;
+        }
+        Ok(())
     }
 }
 
@@ -216,27 +326,30 @@ impl fmt::Display for LinkStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (region, bell) = (&self.region, &self.doorbell);
         write!(f, "{}: {}, ", self.name, self.state)?;
-        match (self.profile.as_str(), self.driver_epoch) {
-            ("none", _) => write!(f, "no guest")?,
-            (profile, Some(epoch)) => write!(f, "{profile} guest with epoch {epoch}")?,
-            (profile, None) => write!(f, "{profile} guest")?,
+        match self.profile.as_str() {
+            "none" => write!(f, "no guest")?,
+            profile => write!(f, "{profile} guest")?,
         }
-        writeln!(f, ", pmm epoch {}", self.pmm_epoch)?;
+        write!(f, ", pmm_epoch {}", self.pmm_epoch)?;
+        match self.driver_epoch {
+            Some(epoch) => writeln!(f, ", driver_epoch {epoch}")?,
+            None => writeln!(f)?,
+        }
         if self.unresponsive {
-            writeln!(f, "  does not answer; this is what was last known of it")?;
+            writeln!(f, "  unresponsive: it does not answer; this is what was last known of it")?;
         }
         if let Some(seconds) = self.silent_for {
-            writeln!(f, "  silent    the guest has not acted on a doorbell for {seconds} s")?;
+            writeln!(f, "  silent_for {seconds} s: the guest has not acted on a doorbell")?;
         }
         if let Some(error) = &self.error {
             writeln!(f, "  error     {error}")?;
         }
         writeln!(
             f,
-            "  region    {:#x} + {:#x}, {}, {}",
+            "  region    base {:#x}, size {:#x}, {}, {}",
             region.base, region.size, region.attribute, region.source
         )?;
-        writeln!(f, "            {} at {:#x}", region.path, region.offset)?;
+        writeln!(f, "            {}, offset {:#x}", region.path, region.offset)?;
         writeln!(
             f,
             "  doorbell  {}, {}; rung {}, merged {}, unheard {}, heard {}, peers {}",
@@ -254,9 +367,10 @@ impl fmt::Display for LinkStatus {
         )?;
         writeln!(
             f,
-            "  sessions  adopted {}, plain {}, presumed gone {}, hung up {}, region wiped {}; bells {}, repeated {}; looks {}, wake-ups {}",
+            "  sessions  adoptions {}, plain_sessions {}, silences {}, presumed_gone {}, hung_up {}, wipes {}; rings {}, rerings {}; services {}, wakeups {}",
             self.adoptions,
             self.plain_sessions,
+            self.silences,
             self.presumed_gone,
             self.hung_up,
             self.wipes,
@@ -269,12 +383,12 @@ impl fmt::Display for LinkStatus {
             writeln!(f, "  diagnosis {}", self.diagnosis)?;
         }
         if !self.last_words.is_empty() {
-            writeln!(f, "  last words of the guest: {}", printable(&self.last_words))?;
+            writeln!(f, "  last_words of the guest: {}", printable(&self.last_words))?;
         }
         for device in &self.devices {
             writeln!(
                 f,
-                "  {:9} {}, features {:#x}; resets {}, ring faults {}, refused {} features {} queues; host: {}",
+                "  {:9} {}, features {:#x}; resets {}, ring_faults {}, features_refused {}, queues_refused {}; host: {}",
                 device.name,
                 device.state,
                 device.features,
@@ -288,21 +402,79 @@ impl fmt::Display for LinkStatus {
                 writeln!(f, "    {}: {remedy}", device.state)?;
             }
             if let Some(refusal) = &device.last_refusal {
-                writeln!(f, "    refused {refusal}")?;
+                writeln!(f, "    last_refusal {refusal}")?;
             }
             for (index, queue) in device.queues.iter().enumerate() {
+                write!(f, "    queue {index}: size {}", queue.size)?;
+                if queue.size != queue.max_size {
+                    write!(f, ", max_size {}", queue.max_size)?;
+                }
                 writeln!(
                     f,
-                    "    queue {index}: size {}, in flight {}; requests {}, completed {}, malformed {}, bytes {}",
-                    queue.size,
-                    queue.in_flight,
-                    queue.requests,
-                    queue.completed,
-                    queue.malformed,
-                    queue.bytes
+                    "; in_flight {}, requests {}, completed {}, malformed {}, bytes {}",
+                    queue.in_flight, queue.requests, queue.completed, queue.malformed, queue.bytes
                 )?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Sets each number of a value to one that stands nowhere else, and each text, too.
+    fn fill(value: &mut Value, next: &mut u32) {
+        *next += 1;
+        match value {
+            Value::Array(list) => list.iter_mut().for_each(|inner| fill(inner, next)),
+            Value::Object(fields) => fields.values_mut().for_each(|inner| fill(inner, next)),
+            Value::Number(_) => *value = (100 + *next).into(),
+            Value::Bool(_) => *value = true.into(),
+            Value::String(_) => *value = format!("text{next}").into(),
+            _ => {}
+        }
+    }
+
+    /// Each value that is no list, with its name.
+    fn leaves<'v>(name: &'v str, value: &'v Value, to: &mut Vec<(&'v str, &'v Value)>) {
+        match value {
+            Value::Array(list) => list.iter().for_each(|inner| leaves(name, inner, to)),
+            Value::Object(fields) => fields.iter().for_each(|(name, inner)| leaves(name, inner, to)),
+            leaf => to.push((name, leaf)),
+        }
+    }
+
+    #[test]
+    fn the_text_has_the_names_of_the_json() {
+        let mut json = serde_json::to_value(Status::sample()).unwrap();
+        fill(&mut json, &mut 0);
+        let text = serde_json::from_value::<Status>(json.clone()).unwrap().to_string();
+        let mut all = Vec::new();
+        leaves("", &json, &mut all);
+        assert!(all.len() > 40, "{json}");
+        for (name, value) in all {
+            let shown = match value {
+                // As it is, or in hexadecimal.
+                Value::Number(number) => {
+                    let number = number.as_u64().unwrap();
+                    [format!("{name} {number}"), format!("{name} {number:#x}")]
+                }
+                Value::String(word) => [word.clone(), word.clone()],
+                Value::Bool(_) => [name.into(), name.into()],
+                other => panic!("a sample has a value for everything: {name} is {other}"),
+            };
+            assert!(shown.iter().any(|shown| text.contains(shown)), "{name} {value} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_words_of_a_state_are_those_of_the_page() {
+        let page = include_str!("../../../docs/pmm.md");
+        for word in LINK_STATES.iter().chain(PROFILES).chain(DEVICE_STATES) {
+            assert!(page.contains(&format!("`{word}`")), "{word} is not in docs/pmm.md");
+        }
     }
 }

@@ -30,6 +30,8 @@ pub enum Command {
     Run(Run),
     /// Ask a running `pmm`.
     Status(StatusRequest),
+    /// Tell which ones run.
+    List(ListRequest),
     /// Serve a directory to clients of 9P2000.L.
     Share(Share),
     /// Print this on standard output and end with 0: help, version, a configuration file.
@@ -82,7 +84,11 @@ pub enum LogLevel {
 /// `pmm status`, checked.
 #[derive(Args, Clone, Debug, Default)]
 pub struct StatusRequest {
-    /// The control socket to ask; without it the only running pmm of this user
+    /// Which pmm, by the name of a link or of a served directory, or by its process id ('pmm list' has them all);
+    /// without it the only one of this user that runs
+    #[arg(value_name = "NAME", conflicts_with = "control")]
+    pub name: Option<String>,
+    /// The control socket to ask
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Print the snapshot as one line of JSON
@@ -93,14 +99,22 @@ pub struct StatusRequest {
     pub follow: bool,
     /// Wait until a value of the snapshot is as said, then print it; may repeat, and then all must hold
     ///
-    /// CONDITION is PATH OP VALUE: dots between the names and indices of the JSON snapshot, an element of a list by
-    /// index or by its "name"; one of = != < <= > >=; a number or text.
-    /// Example: --wait-for 'links.0.devices.rng.state=running'
+    /// CONDITION is PATH OP VALUE: the names of the JSON snapshot with dots between them, an element of a list by its
+    /// index or its "name"; one of = != < <= > >=; a number or a word.
+    /// Examples: --wait-for 'links.0.devices.rng.state=running' --wait-for 'links.r5-0.adoptions>=2'
     #[arg(long, value_name = "CONDITION", action = clap::ArgAction::Append)]
     pub wait_for: Vec<Condition>,
     /// How long --wait-for may wait; then it ends with 1 and names what it waited for [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<Number>,
+}
+
+/// `pmm list`, checked.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct ListRequest {
+    /// Print a list in JSON, on one line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// One link in the words of the command line, which are also the keys of a `[[link]]` in a configuration file.
@@ -265,6 +279,8 @@ enum Sub {
     Run(Box<RunArgs>),
     /// Show the links, devices, queues and counters of a running pmm
     Status(StatusRequest),
+    /// List each running pmm and serve-9p of this user: process, name, links, control socket
+    List(ListRequest),
     /// Serve a directory to any client of 9P2000.L until it is told to end
     #[command(name = "serve-9p", after_help = SHARE_HELP)]
     Share(ShareArgs),
@@ -356,6 +372,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failur
     let parsed = Cli::command().try_get_matches_from(good).and_then(|found| Cli::from_arg_matches(&found));
     match parsed.map(|cli| cli.command) {
         Ok(Sub::Status(request)) => status(request, &given, refusals),
+        Ok(Sub::List(request)) => match refusals.failure() {
+            Some(failure) => Err(failure),
+            None => Ok(Command::List(request)),
+        },
         Ok(Sub::Share(args)) => args.check(&given, refusals).map(Command::Share),
         Ok(Sub::Run(args)) => run(*args, given, refusals),
         Err(error) => match explain(&error) {
@@ -554,10 +574,10 @@ fn explain(error: &clap::Error) -> Said {
         }
         ErrorKind::InvalidSubcommand => {
             let word = text(ContextKind::InvalidSubcommand);
-            format!("{word}: unknown command; write 'pmm run', 'pmm serve-9p' or 'pmm status'")
+            format!("{word}: unknown command; write 'pmm run', 'pmm status', 'pmm list' or 'pmm serve-9p'")
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "a command is missing; write 'pmm run', 'pmm serve-9p' or 'pmm status' ('pmm --help' explains them)".into()
+            "a command is missing; write 'pmm run', 'pmm status', 'pmm list' or 'pmm serve-9p' ('pmm --help' explains them)".into()
         }
         _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_string(),
     })

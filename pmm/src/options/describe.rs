@@ -17,7 +17,7 @@ use super::device::{
 };
 use super::network::Mac;
 use super::refusals::{BEHIND_ALL, Given, Refusals};
-use super::value::{self, DEFAULT_POLL_MICROS, Doorbell, Number};
+use super::value::{self, DEFAULT_POLL_MICROS, Doorbell, NAME, Number, is_name};
 
 /// Regions, their addresses and their offsets in a file are multiples of this.
 const PAGE: u64 = 4096;
@@ -161,10 +161,8 @@ fn describe_one(
     refusals: &mut Refusals,
 ) -> Option<LinkDescription> {
     let name = at.link.to_string();
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.is_empty() || name.len() > 32 || !name.chars().all(fine) || name.starts_with(['.', '-']) {
-        let why = format!(" '{name}': use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first");
-        at.refuse(refusals, "name", why);
+    if !is_name(&name) {
+        at.refuse(refusals, "name", format_args!(" '{name}': {NAME}"));
     }
     if !options.no_dtb && !at.given.is_refused("no-dtb") {
         let why = " is missing: the placement with a device tree will come in a later version; add it, and build the \

@@ -19,13 +19,14 @@ mod typed;
 mod value;
 
 pub(crate) use claim::{Claim, Part, claims, told};
-pub use cli::{Command, LinkOptions, LogLevel, LogOptions, Run, StatusRequest, parse};
+pub use cli::{Command, LinkOptions, ListRequest, LogLevel, LogOptions, Run, StatusRequest, parse};
 pub use describe::{LinkDescription, Memory};
 pub use device::NetworkDescription;
 pub use device::{
     ConsoleDescription, DeviceDescription, DirectoryDescription, RngDescription, VsockDescription,
 };
 pub use network::{Address, Forward, Mac, Network, NetworkEnd};
+pub(crate) use refusals::nearest;
 pub use share::{Listen, Share};
 pub use value::{
     BadValue, BoundedFile, ConsoleEnd, DEFAULT_POLL_MICROS, Doorbell, Number, SharedDirectory, VsockAddress,

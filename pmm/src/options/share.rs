@@ -10,7 +10,7 @@ use hvl_shared_abi::wire::p9::{MAX_MSIZE, MIN_MSIZE};
 
 use super::cli::{LogLevel, LogOptions};
 use super::refusals::{Given, Refusals};
-use super::value::{BadValue, Number, Owners, fids, socket_path};
+use super::value::{BadValue, NAME, Number, Owners, fids, is_name, socket_path};
 use crate::failure::Failure;
 use crate::host::export::{DEFAULT_FIDS, Ids};
 
@@ -31,6 +31,10 @@ pub struct Share {
     pub fids: usize,
     /// Whose files are whose.
     pub ids: Ids,
+    /// What messages and the status call it.
+    pub name: String,
+    /// Where the control socket is to be; a default from the name and the process id if not given.
+    pub control: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogOptions,
 }
@@ -109,6 +113,12 @@ pub(super) struct ShareArgs {
     /// Clients' users and groups from CLIENT on are this host's from HOST on, COUNT of them; others are nobody's
     #[arg(long, value_name = "CLIENT:HOST:COUNT", value_parser = |text: &str| Owners::map("--", text), conflicts_with = "squash")]
     map: Option<Owners>,
+    /// What 'pmm list' and 'pmm status' call it [default: the directory's own name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where 'pmm status' asks [default: in $XDG_RUNTIME_DIR/pmm or /tmp/pmm-UID, printed at the start]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// The least severe message that is logged [default: info]
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<LogLevel>,
@@ -128,10 +138,21 @@ impl ShareArgs {
             );
             refusals.add(given.place("msize"), text);
         }
+        if let Some(name) = self.name.as_deref().filter(|name| !is_name(name)) {
+            refusals.add(given.place("name"), format!("--name '{name}': {NAME}"));
+        }
+        if let Some(path) = &self.control
+            && let Err(bad) = socket_path(&path.to_string_lossy())
+        {
+            refusals.add(given.place("control"), format!("--control {}: {bad}", path.display()));
+        }
         if let Some(failure) = refusals.failure() {
             return Err(failure);
         }
+        let own = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Share {
+            name: self.name.or(own.filter(|name| is_name(name))).unwrap_or_else(|| "serve-9p".into()),
+            control: self.control,
             directory: self.directory,
             listen: self.listen,
             read_only: self.ro,

@@ -227,7 +227,7 @@ fn misuse_names_option_value_and_way_out() {
         ("run --no-dtb --shmem-addr 1M --shmem-size 1M", &["--rng", "--console"]),
         ("status --wait-for nonsense", &["--wait-for nonsense", ">="]),
         ("status --timeout 5", &["--timeout 5", "--wait-for"]),
-        ("status --follow --wait-for a=1", &["--follow", "--wait-for"]),
+        ("status --follow --wait-for links.0.state=serving", &["--follow", "--wait-for"]),
     ];
     for (typed, parts) in whole {
         let text = wrong(typed);

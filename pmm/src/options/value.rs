@@ -120,6 +120,15 @@ pub enum Doorbell {
 /// about 1 % of a core and adds half of that to a request.
 pub const DEFAULT_POLL_MICROS: u32 = 1000;
 
+/// What a link or a served directory may be called, for a message: its name becomes part of files' names.
+pub(super) const NAME: &str = "use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first";
+
+/// Whether something may be called so.
+pub(super) fn is_name(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=32).contains(&name.len()) && name.chars().all(fine) && !name.starts_with(['.', '-'])
+}
+
 pub(crate) fn socket_path(text: &str) -> Result<PathBuf, BadValue> {
     match text.len() {
         0 => Err(BadValue("a path is missing".into())),

@@ -3,6 +3,7 @@
 //! Nothing here sleeps. A test waits for a line, a state (`pmm status --wait-for`) or an end; where a time is given it
 //! is a guard whose message names what did not happen.
 
+mod list;
 mod paths;
 mod plain;
 mod refusals;
@@ -102,6 +103,12 @@ impl Running {
         let mut said = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.0.wait().unwrap().code(), said)
+    }
+
+    /// Ends it in order where what it says goes to a terminal: its exit code.
+    fn end_quietly(mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.0.wait().unwrap().code()
     }
 
     fn kill(mut self) {
@@ -314,7 +321,15 @@ fn an_absent_peer_is_said_once_and_bounded_by_wait() {
     assert_eq!(said.matches("no peer yet").count(), 1, "{said}");
     assert!(said.contains("--wait 1") && said.contains("link0"), "{said}");
     let said = failure(
-        pmm().args(["status", "--wait-for", "a=1", "--timeout", "0", "--control", &dir.text("x")]),
+        pmm().args([
+            "status",
+            "--wait-for",
+            "links.0.state=serving",
+            "--timeout",
+            "0",
+            "--control",
+            &dir.text("x"),
+        ]),
         1,
     );
     assert!(said.contains("no pmm answers"), "{said}");

@@ -29,6 +29,97 @@ impl Guest {
     }
 }
 
+impl Guest {
+    fn boot_console(&mut self, dir: &Dir) {
+        self.put(STATUS, 1);
+        for queue in 0..2u32 {
+            self.put(0x30, queue);
+            self.put(0x38, 2);
+            self.put(QUEUE_PFN, 0x1_0010 + 2 * queue);
+            let mut pfn = [0; 4];
+            while u32::from_le_bytes(pfn) != ACK {
+                self.bell.read_exact(&mut [0]).expect("a doorbell for the acknowledgement");
+                self.ddr.read_exact_at(&mut pfn, QUEUE_PFN).unwrap();
+            }
+        }
+        self.put(STATUS, 4);
+        dir.wait_for("links.0.devices.console.state=running");
+    }
+
+    /// The console's `count`th output, from 0: one descriptor, in the ring of the transmit queue.
+    fn say(&mut self, count: u16, text: &[u8]) {
+        let (ring, buffer) = (RING + 0x2000, RING + 0x8000);
+        self.ddr.write_all_at(text, buffer).unwrap();
+        self.ddr.write_all_at(&(0x1000_0000 + buffer).to_le_bytes(), ring).unwrap();
+        self.ddr.write_all_at(&(text.len() as u32).to_le_bytes(), ring + 8).unwrap();
+        self.ddr.write_all_at(&count.wrapping_add(1).to_le_bytes(), ring + 34).unwrap();
+        self.bell.write_all(&[1]).unwrap();
+    }
+}
+
+#[test]
+fn a_line_of_the_log_does_not_land_on_the_guests_prompt() {
+    let dir = Dir::new();
+    let listener = UnixListener::bind(dir.path("bell")).unwrap();
+    let (mut user, terminal) = terminal();
+    let again = || Stdio::from(terminal.try_clone().unwrap());
+    let mut command = dir.run(&format!("--console stdio --doorbell unix-stream:{}", dir.text("bell")));
+    let running = Running(command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap());
+    dir.wait_for("links.0.state=serving");
+    let (bell, _) = listener.accept().unwrap();
+    bell.set_read_timeout(Some(GUARD)).unwrap();
+    let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
+    let mut guest = Guest { ddr, bell };
+    guest.boot_console(&dir);
+    let mut seen = String::new();
+    let mut until = |text: &str| {
+        while !seen.contains(text) {
+            let mut ready = [rustix::event::PollFd::new(&user, rustix::event::PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            let some = rustix::event::poll(&mut ready, Some(&limit)).unwrap();
+            assert!(some > 0, "'{text}' does not come: {seen:?}");
+            let mut bytes = [0; 512];
+            let got = user.read(&mut bytes).unwrap();
+            seen += &String::from_utf8_lossy(&bytes[..got]);
+        }
+        seen.clone()
+    };
+    until("console: running");
+    guest.say(0, b"shell> ping 10.");
+    dir.wait_for("links.0.devices.console.queues.1.completed=1");
+    // The peer leaves and is there again, which the log tells.
+    drop(guest);
+    let text = until("the peer is there\r\nshell> ping 10.");
+    let (_, text) = text.split_once("shell> ping 10.").unwrap();
+    let lines: Vec<&str> = text.split("\r\n").map(|line| line.trim_end_matches('\r')).collect();
+    // The end of its line, a line of the log, and the line again.
+    assert!(
+        matches!(lines[..], ["", log, "shell> ping 10."] if log.starts_with("INFO  link0: doorbell")),
+        "{text:?}"
+    );
+    assert_eq!(running.end_quietly(), Some(0));
+}
+
+#[test]
+fn a_queue_has_the_size_that_its_guest_chose() {
+    let dir = Dir::new();
+    let listener = UnixListener::bind(dir.path("bell")).unwrap();
+    let running = dir.start(&format!("--rng --doorbell unix-stream:{}", dir.text("bell")));
+    let (bell, _) = listener.accept().unwrap();
+    let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
+    let queue = |status: serde_json::Value| status["links"][0]["devices"][0]["queues"][0].clone();
+    let none = queue(dir.wait_for("links.0.devices.rng.state=off"));
+    assert_eq!((&none["size"], &none["max_size"]), (&0.into(), &8.into()), "nobody has set it up");
+    let mut guest = Guest { ddr, bell };
+    guest.boot(&dir, 0, "running");
+    let chosen = queue(dir.wait_for("links.0.devices.rng.state=running"));
+    assert_eq!((&chosen["size"], &chosen["max_size"]), (&2.into(), &8.into()));
+    let text = pmm().args(["status", "--control", &dir.text("control")]).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("queue 0: size 2, max_size 8; in_flight 0"), "{text}");
+    assert_eq!(running.end().0, Some(0));
+}
+
 #[test]
 fn a_broken_plain_device_says_what_it_waits_for() {
     let dir = Dir::new();
@@ -92,27 +183,8 @@ fn output_that_a_file_refuses_waits_and_is_told_of() {
     drop(first);
     let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
     let mut guest = Guest { ddr, bell };
-    guest.put(STATUS, 1);
-    for queue in 0..2u32 {
-        guest.put(0x30, queue);
-        guest.put(0x38, 2);
-        guest.put(QUEUE_PFN, 0x1_0010 + 2 * queue);
-        let mut pfn = [0; 4];
-        while u32::from_le_bytes(pfn) != ACK {
-            guest.bell.read_exact(&mut [0]).expect("a doorbell for the acknowledgement");
-            guest.ddr.read_exact_at(&mut pfn, QUEUE_PFN).unwrap();
-        }
-    }
-    guest.put(STATUS, 4);
-    dir.wait_for("links.0.devices.console.state=running");
-
-    // One descriptor for five bytes, in the ring of the transmit queue.
-    let (ring, buffer) = (RING + 0x2000, RING + 0x8000);
-    guest.ddr.write_all_at(b"hello", buffer).unwrap();
-    guest.ddr.write_all_at(&(0x1000_0000 + buffer).to_le_bytes(), ring).unwrap();
-    guest.ddr.write_all_at(&5u32.to_le_bytes(), ring + 8).unwrap();
-    guest.ddr.write_all_at(&1u16.to_le_bytes(), ring + 34).unwrap();
-    guest.bell.write_all(&[1]).unwrap();
+    guest.boot_console(&dir);
+    guest.say(0, b"hello");
     let status = dir.wait_for("links.0.devices.console.host!=open");
     let console = &status["links"][0]["devices"][0];
     assert!(console["host"].as_str().unwrap().starts_with("cannot be written (Broken pipe"), "{console}");

@@ -141,3 +141,43 @@ fn what_cannot_be_written_is_told() {
     }
     assert_eq!(running.end().0, Some(0));
 }
+
+#[test]
+fn a_variable_that_names_no_program_is_blamed_for_it() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("passt"), "no program").unwrap();
+    let nowhere = dir.text("empty");
+    let start = |passt: Option<&str>| {
+        let mut command = dir.run("--network");
+        command.env("PATH", &nowhere).env_remove("PMM_PASST");
+        command.envs(passt.map(|path| ("PMM_PASST", path)));
+        failure(&mut command, 1)
+    };
+    for (path, why) in [
+        (dir.text("passt"), "it cannot be executed: Permission denied"),
+        (dir.text("missing"), "No such file"),
+        (dir.text(""), "it is no file"),
+    ] {
+        let said = start(Some(&path));
+        assert!(said.contains(&format!("$PMM_PASST names {path}, which is no program ({why}")), "{said}");
+        assert!(!said.contains("is not on PATH"), "{said}");
+    }
+    assert!(start(None).contains("'passt' is not on PATH; install it"));
+}
+
+#[test]
+fn a_condition_that_cannot_come_true_is_not_waited_for() {
+    let dir = Dir::new();
+    let running = dir.start("--rng --name r5-0");
+    // Without a limit of its own it would wait for a minute.
+    let never = |condition: &str| {
+        failure(pmm().args(["status", "--control", &dir.text("control"), "--wait-for", condition]), 1)
+    };
+    let said = never("links.r5.state=serving");
+    assert!(said.contains("there is no 'r5' in 'links'; it has r5-0"), "{said}");
+    let said = never("links.0.devices.console.state!=running");
+    assert!(said.contains("there is no 'console' in 'links.0.devices'; it has rng"), "{said}");
+    let said = refusals(pmm().args(["status", "--wait-for", "links.0.stat==serving"]));
+    begin_like(&said, &["--wait-for links.0.stat==serving: '==' is no operator"]);
+    assert_eq!(running.end().0, Some(0));
+}

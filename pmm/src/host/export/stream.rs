@@ -7,6 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hvl_shared_abi::wire::p9::{Errno, HEADER, Header, Parsed, Reply, Request};
@@ -67,6 +68,7 @@ pub(crate) struct Connection {
     /// Held by the thread that writes.
     writing: Mutex<()>,
     flight: Mutex<InFlight>,
+    requests: AtomicU64,
 }
 
 impl Connection {
@@ -77,13 +79,20 @@ impl Connection {
             ended: Mutex::default(),
             writing: Mutex::default(),
             flight: Mutex::default(),
+            requests: AtomicU64::new(0),
         }
+    }
+
+    /// Fids that the client holds, and requests that it has made.
+    pub(crate) fn counts(&self) -> (usize, u64) {
+        (self.session.fids(), self.requests.load(Ordering::Relaxed))
     }
 
     /// The life of one of its threads. It returns when the connection has ended.
     pub(crate) fn serve(&self) {
         let (mut request, mut reply) = (Vec::new(), Vec::new());
         while let Some(tag) = self.next(&mut request) {
+            self.requests.fetch_add(1, Ordering::Relaxed);
             self.session.reply_to(&request, &mut reply, usize::MAX);
             let _writing = locked(&self.writing);
             // Its tag is free before the client can have the answer and use it again. A flush of it that comes now is

@@ -20,7 +20,7 @@ use crate::sys::Watches;
 /// The program that a card's cable leads through, if there is one.
 pub(crate) fn program(card: &NetworkDescription) -> Option<PathBuf> {
     match &card.end {
-        NetworkEnd::User { passt, .. } => passt::find(passt.as_deref()),
+        NetworkEnd::User { passt, .. } => passt::find(passt.as_deref()).ok(),
         _ => None,
     }
 }
