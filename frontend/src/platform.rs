@@ -5,7 +5,7 @@
 use hvl_shared_abi::{Mem, ShmRegion};
 
 /// Cache maintenance, which a board with a cached, non-coherent region gives to
-/// [`Region::with_cache`](hvl_shared_abi::Region::with_cache).
+/// [`Attribute::CachedNonCoherent`](hvl_shared_abi::Attribute::CachedNonCoherent).
 pub use hvl_shared_abi::MaintainCache as MemOps;
 
 /// Wakes the PMM.

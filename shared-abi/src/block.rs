@@ -180,7 +180,7 @@ const fn attribute_word(attribute: Attribute) -> u32 {
     match attribute {
         Attribute::Coherent => 0,
         Attribute::NonCacheable => 1,
-        Attribute::CachedNonCoherent => 2,
+        Attribute::CachedNonCoherent(_) => 2,
         Attribute::Device => 3,
     }
 }

@@ -26,15 +26,15 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 /// What kind of memory the region is on *this* side. The two sides may see it differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Attribute {
     /// Cached, and the hardware keeps both sides' caches coherent (one chip-wide domain, or one machine).
     Coherent,
     /// Normal memory mapped non-cacheable: any alignment works, no maintenance is needed.
     NonCacheable,
     /// Cached with nobody keeping it coherent. Allowed for pools only (never for headers and rings): buffers are
-    /// cleaned before they are handed over and invalidated before they are posted and after they return.
-    CachedNonCoherent,
+    /// cleaned before they are handed over and invalidated before they are posted and after they return, by this.
+    CachedNonCoherent(&'static dyn MaintainCache),
     /// Device memory: only aligned accesses of a word's own width; a `memcpy` faults. Slow; a fallback.
     Device,
 }
@@ -45,9 +45,31 @@ impl Attribute {
         match self {
             Attribute::Coherent => "coherent",
             Attribute::NonCacheable => "non-cacheable",
-            Attribute::CachedNonCoherent => "cached-non-coherent",
+            Attribute::CachedNonCoherent(_) => "cached-non-coherent",
             Attribute::Device => "device",
         }
+    }
+
+    /// What keeps this side's cache in step, where nobody else does.
+    pub const fn cache(&self) -> Option<&'static dyn MaintainCache> {
+        match self {
+            Attribute::CachedNonCoherent(cache) => Some(*cache),
+            _ => None,
+        }
+    }
+}
+
+/// By kind: which object maintains the cache makes no difference.
+impl PartialEq for Attribute {
+    fn eq(&self, other: &Attribute) -> bool {
+        core::mem::discriminant(self) == core::mem::discriminant(other)
+    }
+}
+impl Eq for Attribute {}
+
+impl core::fmt::Debug for Attribute {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -161,7 +183,6 @@ pub struct Region {
     base: NonNull<u8>,
     len: u32,
     attribute: Attribute,
-    cache: Option<&'static dyn MaintainCache>,
 }
 
 impl core::fmt::Debug for Region {
@@ -187,7 +208,7 @@ impl Region {
     ///    memory really has `attribute`.
     #[allow(unsafe_code)]
     pub const unsafe fn new(base: NonNull<u8>, len: u32, attribute: Attribute) -> Region {
-        Region { base, len: len & !3, attribute, cache: None }
+        Region { base, len: len & !3, attribute }
     }
 
     /// A region in memory of this program that two parts of it share, as tests, benches and examples do. The words
@@ -199,11 +220,6 @@ impl Region {
         // through a shared reference; 2. the references that exist are to atomics; 3. one program is coherent with
         // itself.
         unsafe { Region::new(NonNull::from(words).cast(), len, attribute) }
-    }
-
-    /// The same region, with the cache maintenance that [`Attribute::CachedNonCoherent`] needs.
-    pub const fn with_cache(self, cache: &'static dyn MaintainCache) -> Region {
-        Region { cache: Some(cache), ..self }
     }
 
     /// Where the region starts in this address space, for the system calls that move data to and from it.
@@ -366,13 +382,7 @@ impl Mem for Region {
         } else {
             // SAFETY: 1. the source lies inside the region; 2. the destination is private, so they do not overlap;
             // 3. a peer may write meanwhile: the copy is of bytes, any value is valid, and it is treated as alleged.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    self.base.as_ptr().add(at as usize),
-                    into.as_mut_ptr(),
-                    into.len(),
-                );
-            }
+            unsafe { unseen::copy(into.as_mut_ptr(), self.base.as_ptr().add(at as usize), into.len()) }
         }
     }
 
@@ -385,25 +395,19 @@ impl Mem for Region {
             self.copy_words(at, CopyOf::Out(from));
         } else {
             // SAFETY: as for `copy_in`, with the directions exchanged.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    from.as_ptr(),
-                    self.base.as_ptr().add(at as usize),
-                    from.len(),
-                );
-            }
+            unsafe { unseen::copy(self.base.as_ptr().add(at as usize), from.as_ptr(), from.len()) }
         }
     }
 
     #[inline]
     fn clean(&self, at: u32, len: u32) {
-        if let (Attribute::CachedNonCoherent, Some(cache)) = (self.attribute, self.cache) {
+        if let Some(cache) = self.attribute.cache() {
             cache.clean(self.base.addr().get().wrapping_add(at as usize), len as usize);
         }
     }
     #[inline]
     fn invalidate(&self, at: u32, len: u32) {
-        if let (Attribute::CachedNonCoherent, Some(cache)) = (self.attribute, self.cache) {
+        if let Some(cache) = self.attribute.cache() {
             cache.invalidate(self.base.addr().get().wrapping_add(at as usize), len as usize);
         }
     }
@@ -415,6 +419,70 @@ impl Mem for Region {
         let reachable = kept && inside(at, len, self.len);
         // SAFETY: `at` is at most the region's length, so the sum stays within it or one past its end.
         reachable.then(|| Piece { start: unsafe { self.base.add(at as usize) }, len: len as usize })
+    }
+}
+
+/// Bulk copies that the compiler cannot see into. To one that it sees, shared memory is ordinary memory: it may read a
+/// source again in place of its copy, after the copy was checked, and a peer that writes meanwhile is undefined behaviour.
+/// An assembler block that calls the routine which the compiler would call is neither, and just as fast.
+///
+/// Rejected: volatile words, which no compiler moves in runs, and `rep movsb`, which is slow for headers.
+#[cfg(all(any(all(target_arch = "x86_64", unix), target_arch = "aarch64", target_arch = "arm"), not(miri)))]
+mod unseen {
+    #[allow(unsafe_code)]
+    unsafe extern "C" {
+        #[cfg(not(target_arch = "arm"))]
+        #[link_name = "memcpy"]
+        fn routine(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
+        // What the compiler calls itself there, so that firmware has it.
+        #[cfg(target_arch = "arm")]
+        #[link_name = "__aeabi_memcpy"]
+        fn routine(to: *mut u8, from: *const u8, len: usize);
+    }
+
+    /// Copies `len` bytes.
+    ///
+    /// # Safety
+    /// Both ends are valid for `len` bytes and do not overlap.
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+        // SAFETY: 1. the registers are those in which the routine takes its arguments, and all that it may change are
+        // given up; 2. without `nostack` the stack is aligned as for any call; 3. the routine does what it promises for
+        // these arguments, and unwinds never.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::asm!("call {}", sym routine, in("rdi") to, in("rsi") from, in("rdx") len, clobber_abi("C"));
+            #[cfg(target_arch = "aarch64")]
+            core::arch::asm!("bl {}", sym routine, in("x0") to, in("x1") from, in("x2") len, clobber_abi("C"));
+            #[cfg(target_arch = "arm")]
+            core::arch::asm!("bl {}", sym routine, in("r0") to, in("r1") from, in("r2") len, clobber_abi("C"));
+        }
+    }
+}
+
+/// The same for other processors and for Miri, byte by byte.
+#[cfg(not(all(
+    any(all(target_arch = "x86_64", unix), target_arch = "aarch64", target_arch = "arm"),
+    not(miri)
+)))]
+mod unseen {
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    /// Copies `len` bytes.
+    ///
+    /// # Safety
+    /// Both ends are valid for `len` bytes and do not overlap; what a peer may change is only read, or only written.
+    #[allow(unsafe_code)]
+    pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+        for at in 0..len {
+            // SAFETY: 1. both lie in what the caller answers for; 2. an atomic of a byte needs no alignment, and a load does
+            // not write to where `from` points.
+            unsafe {
+                let byte = AtomicU8::from_ptr(from.add(at).cast_mut()).load(Ordering::Relaxed);
+                AtomicU8::from_ptr(to.add(at)).store(byte, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -505,6 +573,30 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn memory_that_nobody_keeps_coherent_has_who_does() {
+        use std::sync::Mutex;
+        struct Noted(Mutex<Vec<(&'static str, usize, usize)>>);
+        impl MaintainCache for Noted {
+            fn clean(&self, address: usize, len: usize) {
+                self.0.lock().unwrap().push(("clean", address, len));
+            }
+            fn invalidate(&self, address: usize, len: usize) {
+                self.0.lock().unwrap().push(("invalidate", address, len));
+            }
+        }
+        static NOTED: Noted = Noted(Mutex::new(Vec::new()));
+        let cached = region(64, Attribute::CachedNonCoherent(&NOTED));
+        let coherent = region(64, Attribute::Coherent);
+        let base = cached.base().addr().get();
+        for m in [cached, coherent] {
+            m.clean(8, 16);
+            m.invalidate(32, 4);
+        }
+        assert_eq!(*NOTED.0.lock().unwrap(), [("clean", base + 8, 16), ("invalidate", base + 32, 4)]);
+        assert!(cached.attribute() != coherent.attribute());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! seed runs exactly as the seed of its lower bits, so that a place that occurred there is met again.
 
 use fastrand::Rng;
-use hvl_shared_abi::{Attribute, DeviceId, DeviceSpec};
+use hvl_shared_abi::{Attribute, DeviceId, DeviceSpec, MaintainCache};
 
 use crate::fault::Fault;
 use crate::memory::order::Order;
@@ -208,8 +208,17 @@ pub fn pick<'a, T>(rng: &mut Rng, all: &'a [T]) -> &'a T {
     &all[rng.usize(0..all.len())]
 }
 
+/// The simulator's memory has the caches itself, and is told of the maintenance before this would be.
+struct Modelled;
+
+impl MaintainCache for Modelled {
+    fn clean(&self, _address: usize, _len: usize) {}
+    fn invalidate(&self, _address: usize, _len: usize) {}
+}
+
 fn memory(rng: &mut Rng) -> Kind {
-    use Attribute::{CachedNonCoherent as Cached, Coherent, Device, NonCacheable};
+    use Attribute::{CachedNonCoherent, Coherent, Device, NonCacheable};
+    let cached = CachedNonCoherent(&Modelled);
     let weak = *pick(rng, &[Order::Weak, Order::Early]);
     let drain = *pick(rng, &[2, 8, 64, 1024]);
     let kind = |order, attributes| Kind { order, attributes, lies: [None, None], drain };
@@ -219,7 +228,7 @@ fn memory(rng: &mut Rng) -> Kind {
         2 => kind(Order::Weak, [Coherent; 2]),
         3 => kind(Order::Early, [Coherent; 2]),
         4..=6 => {
-            let attributes = *pick(rng, &[[Cached; 2], [Cached, NonCacheable], [Coherent, Cached]]);
+            let attributes = *pick(rng, &[[cached; 2], [cached, NonCacheable], [Coherent, cached]]);
             kind(weak, attributes)
         }
         7 => kind(weak, *pick(rng, &[[Device; 2], [Coherent, Device], [NonCacheable, Device]])),
@@ -230,7 +239,7 @@ fn memory(rng: &mut Rng) -> Kind {
                 &[[Some(Lies(rate)), None], [None, Some(Lies(rate))], [Some(Lies(rate)), Some(Lies(rate))]],
             );
             let order = *pick(rng, &[Order::Sequential, Order::Ordered, Order::Early]);
-            Kind { lies, ..kind(order, *pick(rng, &[[Coherent; 2], [Cached; 2]])) }
+            Kind { lies, ..kind(order, *pick(rng, &[[Coherent; 2], [cached; 2]])) }
         }
     }
 }

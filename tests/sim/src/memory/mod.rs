@@ -132,7 +132,7 @@ impl Memory {
     }
 
     fn cached(&self, side: Side, at: u32) -> bool {
-        self.attribute(side) == Attribute::CachedNonCoherent && self.map.place(at).area == Area::Pool
+        self.attribute(side).cache().is_some() && self.map.place(at).area == Area::Pool
     }
 
     /// Loads `width` bytes at `at`. `observe`: later accesses stay behind.
@@ -209,7 +209,7 @@ impl Memory {
         }
         if dice & 0x7f00_0000 == 0 {
             let side = Side::BOTH[(dice >> 31) as usize];
-            if self.attribute(side) == Attribute::CachedNonCoherent {
+            if self.attribute(side).cache().is_some() {
                 self.wander(side, rng);
             }
         }
@@ -227,7 +227,7 @@ impl Memory {
 
     /// Writes back this side's lines of a stretch.
     pub fn clean(&mut self, side: Side, at: u32, len: u32) {
-        if self.attribute(side) == Attribute::CachedNonCoherent {
+        if self.attribute(side).cache().is_some() {
             for line in self.caches[side.index()].lines(at, len) {
                 self.write_back(side, line);
             }
@@ -235,7 +235,7 @@ impl Memory {
     }
     /// Drops this side's lines of a stretch, and what was stored to them.
     pub fn invalidate(&mut self, side: Side, at: u32, len: u32) {
-        if self.attribute(side) == Attribute::CachedNonCoherent {
+        if self.attribute(side).cache().is_some() {
             for line in self.caches[side.index()].lines(at, len) {
                 self.caches[side.index()].forget(line);
             }

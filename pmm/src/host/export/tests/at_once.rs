@@ -241,7 +241,12 @@ fn no_piece_lies_outside_a_region_or_in_memory_that_takes_more_than_a_copy() {
     assert!(memory.piece(LEN, 0).is_some_and(|piece| piece.is_empty()));
     assert!(memory.piece(LEN - 1, 1).is_some() && memory.piece(0, LEN).is_some());
     assert!(memory.piece(LEN - 1, 2).is_none() && memory.piece(u32::MAX, 2).is_none());
-    for attribute in [Attribute::Device, Attribute::CachedNonCoherent] {
+    struct Nothing;
+    impl hvl_shared_abi::MaintainCache for Nothing {
+        fn clean(&self, _address: usize, _len: usize) {}
+        fn invalidate(&self, _address: usize, _len: usize) {}
+    }
+    for attribute in [Attribute::Device, Attribute::CachedNonCoherent(&Nothing)] {
         let other = Region::in_words(vec![AtomicU32::new(0)].leak(), attribute);
         assert!(other.piece(0, 4).is_none(), "{attribute:?}");
     }
