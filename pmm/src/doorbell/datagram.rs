@@ -14,6 +14,9 @@ use crate::failure::Failure;
 use crate::sys::Watches;
 use crate::unix::Bound;
 
+/// Between two looks at whether the peer's socket is still there, in microseconds.
+const PROBE_US: u64 = 1_000_000;
+
 /// Datagrams that are taken in at once; more make the socket readable again.
 const BATCH: usize = 64;
 
@@ -25,6 +28,8 @@ pub struct DatagramDoorbell {
     absence: Absence,
     /// A ring found nobody; `progress` says so, since it knows the time.
     missed: bool,
+    /// When to look at a peer that was there.
+    probe_us: u64,
     counters: Counters,
 }
 
@@ -41,6 +46,7 @@ impl DatagramDoorbell {
             peer: peer.into(),
             absence: Absence::default(),
             missed: false,
+            probe_us: 0,
             counters: Counters::default(),
         })
     }
@@ -57,6 +63,13 @@ impl DatagramDoorbell {
             }
         }
         true
+    }
+
+    /// Whether somebody still receives where the peer did. A socket that was killed leaves its file, and nothing is sent
+    /// to it while nothing is to be rung: only a connection tells, and wakes nobody. What forbids one says nothing.
+    fn is_there(&self) -> bool {
+        let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(&self.peer));
+        !tried.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
     }
 }
 
@@ -80,14 +93,19 @@ impl HostDoorbell for DatagramDoorbell {
     }
 
     fn progress(&mut self, now_us: u64) -> bool {
-        let missed = std::mem::take(&mut self.missed);
+        let mut missed = std::mem::take(&mut self.missed);
         let known = self.counters.peers > 0 && self.absence.since_us().is_none();
+        if known && !missed && now_us >= self.probe_us {
+            self.probe_us = now_us.saturating_add(PROBE_US);
+            missed = !self.is_there();
+        }
         if (known && !missed) || (!known && !self.absence.is_due(now_us)) {
             return false;
         }
         // Only a datagram tells whether the peer is there, and a doorbell too many does no harm.
         if self.send() {
             self.absence.over(now_us);
+            self.probe_us = now_us.saturating_add(PROBE_US);
             self.counters.peers += u64::from(!known);
             if !known {
                 info!("doorbell unix-dgram: the peer {} is there", self.peer.display());
@@ -102,7 +120,12 @@ impl HostDoorbell for DatagramDoorbell {
     }
 
     fn deadline_us(&self) -> Option<u64> {
-        if self.missed { Some(0) } else { self.absence.next_us() }
+        let known = self.counters.peers > 0 && self.absence.since_us().is_none();
+        match known {
+            _ if self.missed => Some(0),
+            true => Some(self.probe_us),
+            false => self.absence.next_us(),
+        }
     }
 
     fn absent_since_us(&self) -> Option<u64> {
@@ -131,7 +154,7 @@ mod tests {
             let due = bell.deadline_us().unwrap().max(10_000_000);
             assert!(bell.progress(due), "the peer is there");
             assert!(!bell.progress(due));
-            assert_eq!((bell.absent_since_us(), bell.deadline_us()), (None, None));
+            assert_eq!((bell.absent_since_us(), bell.deadline_us()), (None, Some(due + PROBE_US)));
             // A peer that does not read: the queue is full, nothing blocks.
             for _ in 0..10_000 {
                 bell.ring();
@@ -150,5 +173,31 @@ mod tests {
             std::fs::remove_file(&theirs).unwrap();
         }
         assert_eq!(bell.counters().peers, 3);
+    }
+
+    #[test]
+    fn a_peer_that_was_killed_is_missed_without_a_ring_and_one_that_lives_hears_nothing_of_it() {
+        let temp = |name: &str| std::env::temp_dir().join(format!("pmm-dgram-{}-{name}", std::process::id()));
+        let (ours, theirs) = (temp("prober"), temp("probed"));
+        let mut bell = DatagramDoorbell::open(&ours, &theirs).unwrap();
+        let peer = UnixDatagram::bind(&theirs).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        assert!(bell.progress(0));
+        peer.recv(&mut [0]).unwrap();
+        for _ in 0..5 {
+            assert!(!bell.progress(bell.deadline_us().unwrap()));
+            assert_eq!(bell.absent_since_us(), None);
+        }
+        // One that receives from this side alone refuses the look, and is there.
+        peer.connect(&ours).unwrap();
+        let due = bell.deadline_us().unwrap();
+        assert!(!bell.progress(due) && bell.absent_since_us().is_none());
+        assert!(peer.recv(&mut [0]).is_err(), "a look rings nobody");
+        // It is killed: its file stays.
+        drop(peer);
+        let due = bell.deadline_us().unwrap();
+        assert!(!bell.progress(due));
+        assert_eq!(bell.absent_since_us(), Some(due), "nobody rang, and it is missed all the same");
+        std::fs::remove_file(&theirs).unwrap();
     }
 }
