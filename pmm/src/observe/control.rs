@@ -638,7 +638,7 @@ mod tests {
         // Who follows is not silent.
         assert_eq!(answer(&follower).links.len(), 1);
         // Who was silent for longest made room.
-        (&silent[0]).set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        silent[0].set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
         assert_eq!((&silent[0]).read(&mut [0]).unwrap(), 0);
     }
 

@@ -119,6 +119,7 @@ pub fn serve(place: &Place, name: &str, size: u32, device: DeviceDescription) ->
         devices: vec![device],
         fresh: true,
         state: None,
+        gone_after: None,
     };
     let control = Some(place.join(&format!("{name}.control")));
     let run = Run {

@@ -137,7 +137,15 @@ pub fn cases(place: &Place, core: usize) -> Result<Vec<Case>> {
     let [queue, ..] = DeviceSpec::NET.queues;
     let [description, bare] = TAPS.map(|(name, _, mac)| {
         let end = NetworkEnd::Tap { name: Some(name.into()) };
-        NetworkDescription { end, mac, mtu: None, pcap: None, queue, pool: DeviceSpec::NET.pool }
+        NetworkDescription {
+            end,
+            mac,
+            mtu: None,
+            pcap: None,
+            pcap_max: None,
+            queue,
+            pool: DeviceSpec::NET.pool,
+        }
     });
     let bare = hvl_pmm::host::net::open(&bare).map_err(|failure| anyhow!("{failure}"))?;
     let wire = serve(place, "network", 1 << 20, DeviceDescription::Network(description))?;

@@ -32,6 +32,7 @@ pub(super) struct Acting {
 }
 
 /// What is acted on.
+#[allow(clippy::large_enum_variant)] // lives on a stack for the length of one call
 pub(super) enum On<'a> {
     /// A file or directory itself.
     File(&'a Node),

@@ -329,7 +329,7 @@ impl Session {
         }
         let root = &self.export.root;
         // Without names it is not looked at: a second fid for a file that is gone is one.
-        let node = if names.len() == 0 { root.node().clone() } else { self.node(&start)? };
+        let node = if names.is_empty() { root.node().clone() } else { self.node(&start)? };
         let (mut node, mut path) = (node, start.path().to_vec());
         let (mut qids, mut passed) = ([Qid::default(); MAX_WALK], 0);
         let mut failure = None;

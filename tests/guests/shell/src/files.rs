@@ -42,8 +42,8 @@ pub enum Task<'l> {
     Free,
 }
 
-/// A task under way.
-#[allow(missing_docs)] // as above
+/// A task under way. There is one at a time, in the shell's own storage: no heap takes the larger ones out of it.
+#[allow(missing_docs, clippy::large_enum_variant)] // as above
 pub enum FileJob {
     /// Printing entries: those in the work buffer from `at` to `end` come next.
     List { dir: Option<Dir>, path: Text<PATH>, long: bool, at: usize, end: usize, count: u32 },
@@ -318,8 +318,8 @@ pub fn write_all<B: Machine>(
 pub struct Replacement {
     /// Where the bytes go.
     pub file: File,
+    /// What it is called meanwhile: its name and [`PART`].
     part: Text<PATH>,
-    name: Text<PATH>,
 }
 
 /// What is added to the name meanwhile.
@@ -328,23 +328,22 @@ const PART: &[u8] = b".part";
 impl Replacement {
     /// Begins a file that will be called `name`.
     pub fn create<B: Machine>(files: &mut Files<'_, B>, name: &str) -> Result<Replacement, FileError> {
-        let mut texts = [Text::NEW, Text::NEW];
-        let [part, whole] = &mut texts;
-        if !(whole.push(name.as_bytes()) && part.push(name.as_bytes()) && part.push(PART)) {
+        let mut part = Text::NEW;
+        if !(part.push(name.as_bytes()) && part.push(PART)) {
             return Err(FileError::TooLong);
         }
         let file = files.create(part.as_bytes(), open::WRITE_ONLY | open::TRUNCATE, FILE_MODE)?;
-        let [part, name] = texts;
-        Ok(Replacement { file, part, name })
+        Ok(Replacement { file, part })
     }
 
     /// It is whole: gives it its name.
     pub fn commit<B: Machine>(self, files: &mut Files<'_, B>) -> Result<(), FileError> {
-        let Replacement { file, part, name } = self;
+        let Replacement { file, part } = self;
+        let name = part.as_bytes().strip_suffix(PART).unwrap_or(part.as_bytes());
         let done = files.close(file).and_then(|()| {
-            match files.rename(part.as_bytes(), name.as_bytes()) {
+            match files.rename(part.as_bytes(), name) {
                 // A PMM that died meanwhile may have renamed it, and then there is no part any more.
-                Err(FileError::Indeterminate) => match files.rename(part.as_bytes(), name.as_bytes()) {
+                Err(FileError::Indeterminate) => match files.rename(part.as_bytes(), name) {
                     Err(FileError::Refused(Errno::NOENT)) => Ok(()),
                     other => other,
                 },
@@ -359,7 +358,7 @@ impl Replacement {
 
     /// It will not become whole: nothing of it is left.
     pub fn abandon<B: Machine>(self, files: &mut Files<'_, B>) {
-        let Replacement { file, part, .. } = self;
+        let Replacement { file, part } = self;
         let _ = files.close(file);
         let _ = files.unlink(part.as_bytes());
     }
