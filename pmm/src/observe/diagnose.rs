@@ -173,7 +173,7 @@ mod tests {
         }
         let said = diagnose(&Seen { heard: 7, ..Seen::default() }, &region()).unwrap();
         assert!(
-            said.starts_with("the doorbell rang 7 times, but nothing is written to the region"),
+            said.starts_with("no guest has written to the region (the doorbell was heard, 7 times)"),
             "{said}"
         );
         let said = diagnose(&Seen { heard: 7, driver_epoch: 3, ..Seen::default() }, &region()).unwrap();
