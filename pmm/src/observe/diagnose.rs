@@ -33,7 +33,7 @@ pub struct DeviceSeen {
     pub name: &'static str,
     /// Its driver has set it up in this session, or it failed since: it is not silent.
     pub is_set_up: bool,
-    /// Entries of its queues.
+    /// Most entries of its queues: its driver has set none up.
     pub queues: Vec<u16>,
 }
 
@@ -48,7 +48,7 @@ impl Seen {
                 is_set_up: device.runs
                     || device.fault != "none"
                     || snapshot.driver_epoch == Some(word(window, reg::DRIVER_READY)),
-                queues: device.queue_sizes.iter().copied().take(device.queue_count).collect(),
+                queues: device.queue_limits.iter().copied().take(device.queue_count).collect(),
             })
         });
         Seen {
@@ -68,6 +68,7 @@ pub fn diagnose(seen: &Seen, region: &RegionStatus) -> Option<String> {
         // A peer that connects counts as heard: what rang need not be a frontend.
         let rang = match seen.heard {
             0 => "nothing has rung".to_string(),
+            1 => "the doorbell was heard once".to_string(),
             heard => format!("the doorbell was heard, {heard} times"),
         };
         let what = match seen.driver_epoch {
