@@ -19,7 +19,7 @@ use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::rng::{Rng, RngStorage};
 use hvl_frontend::{Link, LinkStorage};
 use hvl_guest_shell::command::{self, Command};
-use hvl_guest_shell::editor::{Echo, Editor, Key};
+use hvl_guest_shell::editor::{Editor, HISTORY, Key, Prompt, SHOWN};
 use hvl_guest_shell::text::{BLOCK, Text};
 use hvl_guest_shell::{Machine, pattern, report};
 use r5_board::{boot, logln};
@@ -50,6 +50,9 @@ link          what the frontend counted
 panic         panics: the last words go to the PMM, and the board restarts
 reboot        restarts the board
 ";
+/// What Tab completes.
+const PHRASES: &[&str] =
+    &["about", "echo ", "flood ", "help", "line ", "link", "panic", "rand ", "reboot"];
 
 #[r5_board::entry]
 fn main() -> ! {
@@ -96,17 +99,27 @@ enum End {
 #[embassy_executor::task]
 async fn shell(mut console: Console<'static, R5>) {
     RUNS.store(true, Ordering::Relaxed);
-    let mut editor = Editor::NEW;
-    print(&mut console, format_args!("shell on {NAME}: 'help' lists the commands\n{NAME}> ")).await;
+    let mut editor = Editor::<HISTORY>::new(PHRASES);
+    let mut prompt = Prompt { name: NAME, failed: false };
+    print(&mut console, format_args!("shell on {NAME}: 'help' lists the commands\n{prompt}")).await;
     loop {
         let mut keys = [0; 64];
         let Ok(count) = AsyncConsole::new(&mut console).read(&mut keys).await;
         // One write for what a paste echoes.
-        let mut echo = Text::<256>::NEW;
+        let mut echo = Text::<{ BLOCK + SHOWN }>::NEW;
         for &key in keys.iter().take(count) {
-            let succeeded = match editor.key(key) {
+            if echo.len() >= BLOCK {
+                send(&mut console, echo.as_bytes()).await;
+                echo.clear();
+            }
+            let columns = console.size().ok().flatten().map(|(columns, _)| columns);
+            let key = editor.key(key);
+            if !matches!(key, Key::Echo(_)) {
+                editor.leave(prompt, columns, &mut echo);
+            }
+            let succeeded = match key {
                 Key::Echo(how) => {
-                    show(how, &mut echo);
+                    editor.show(how, prompt, columns, &mut echo);
                     continue;
                 }
                 Key::Cancelled => {
@@ -129,20 +142,11 @@ async fn shell(mut console: Console<'static, R5>) {
                 }
             };
             editor.clear();
-            let failed = if succeeded { "" } else { " (failed)" };
-            echo.print(format_args!("{NAME}{failed}> "));
+            prompt.failed = !succeeded;
+            echo.print(format_args!("{prompt}"));
         }
         send(&mut console, echo.as_bytes()).await;
     }
-}
-
-fn show(echo: Echo, out: &mut Text<256>) {
-    match echo {
-        Echo::Nothing => true,
-        Echo::Byte(byte) => out.push(&[byte]),
-        Echo::Erase => out.push(b"\x08 \x08"),
-        Echo::Redraw => out.push(b"\r\x1b[Kr5-async> "),
-    };
 }
 
 /// Runs one command.

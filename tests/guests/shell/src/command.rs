@@ -10,6 +10,41 @@ use crate::{bench, net, sockets};
 /// Most bytes of one `rand`.
 pub const MOST_RANDOM: u32 = 8192;
 
+/// What can be typed, for completion. Words that begin alike stand together; where something of the user's choice follows
+/// there is a space at the end.
+pub const PHRASES: &[&str] = &[
+    "about",
+    "bench 9p ",
+    "bench net ",
+    "bench vsock ",
+    "cat ",
+    "count ",
+    "cp ",
+    "df",
+    "echo ",
+    "fill ",
+    "flood ",
+    "get http://",
+    "help",
+    "httpd off",
+    "ip dhcp",
+    "line ",
+    "link",
+    "ls -l ",
+    "mkdir ",
+    "panic",
+    "ping ",
+    "rand ",
+    "reboot",
+    "rm ",
+    "sink ",
+    "stat ",
+    "sum ",
+    "vsock connect ",
+    "vsock listen ",
+    "write ",
+];
+
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'l> {
@@ -84,6 +119,10 @@ impl fmt::Display for Wrong<'_> {
 /// Reads a line.
 pub fn parse(line: &[u8]) -> Result<Command<'_>, Wrong<'_>> {
     let line = core::str::from_utf8(line).map_err(|_| Wrong::NotText)?.trim();
+    if line.contains(char::REPLACEMENT_CHARACTER) {
+        // The editor's mark for bytes that were no character.
+        return Err(Wrong::NotText);
+    }
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     let mut words = rest.split_whitespace();
     let (first, second) = (words.next(), words.next());
@@ -319,6 +358,19 @@ mod tests {
     }
 
     #[test]
+    fn each_command_can_be_completed() {
+        assert!(PHRASES.is_sorted());
+        for phrase in PHRASES {
+            let known = !matches!(parse(phrase.as_bytes()), Err(Wrong::Unknown(_)));
+            assert!(known, "{phrase:?} is no command");
+        }
+        for line in crate::report::HELP.iter().filter(|line| line.contains("  ")) {
+            let word = line.split([' ', ',']).next().unwrap();
+            assert!(PHRASES.iter().any(|phrase| phrase.split(' ').next() == Some(word)), "{word:?}");
+        }
+    }
+
+    #[test]
     fn mistakes() {
         for line in ["rand", "rand x", "rand -1", "rand +1", "rand 1 2", "rand 0x", "rand K", "help me"] {
             assert!(matches!(parse(line.as_bytes()), Err(Wrong::Usage(_))), "{line:?}");
@@ -364,6 +416,7 @@ mod tests {
         }
         assert_eq!(parse(b"dir /w"), Err(Wrong::Unknown("dir")));
         assert_eq!(parse(b"\xff"), Err(Wrong::NotText));
+        assert_eq!(parse("echo \u{fffd}".as_bytes()), Err(Wrong::NotText));
         assert_eq!(format!("{}", Wrong::Unknown("Help")), "there is no command 'Help'; 'help' lists them");
     }
 }

@@ -21,7 +21,7 @@ pub enum Report {
     Link,
 }
 
-const HELP: &[&str] = &[
+pub(crate) const HELP: &[&str] = &[
     "help          this list",
     "about         processor, profile, epochs, memory and devices of this board",
     "rand N        N random bytes from the link's entropy device, in hex",
@@ -53,7 +53,7 @@ const HELP: &[&str] = &[
     "link          what the frontend counted",
     "panic         panics: the last words go to the PMM, and the board restarts",
     "reboot        restarts the board",
-    "N is decimal or 0x, with K or M; Ctrl-C cancels, Ctrl-U empties the line.",
+    "N is decimal or 0x, with K or M; Ctrl-C cancels, Ctrl-U empties the line. Tab completes, the arrows edit and recall.",
 ];
 
 /// Writes one line of a report, with its end. `false`: there is no such line.

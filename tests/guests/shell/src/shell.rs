@@ -15,7 +15,7 @@ use hvl_frontend::device::vsock::{SocketError, Vsock};
 use crate::Machine;
 use crate::bench::{self, BenchJob, BenchStep};
 use crate::command::{self, Command};
-use crate::editor::{CANCEL, Echo, Editor, Key, LINE};
+use crate::editor::{CANCEL, Echo, Editor, HISTORY, Key, LINE, Prompt, SHOWN};
 use crate::files::{self, FileJob, FileStep};
 use crate::net::{self, Begun, NetJob, NetStep};
 use crate::network::Network;
@@ -24,8 +24,8 @@ use crate::report::{self, Report};
 use crate::sockets::{self, SocketJob, SocketStep};
 use crate::text::{BLOCK, Text};
 
-/// Bytes of output that wait for the console: a block, and the longest line that is added to it.
-const OUT: usize = 512;
+/// Bytes of output that wait for the console: a block, and the longest that is added to it, by a key.
+const OUT: usize = 1024;
 /// Bytes of input that wait for a job.
 const AHEAD: usize = 256;
 /// Steps of one call.
@@ -41,7 +41,7 @@ const RANDOM_LINE: usize = 32;
 /// The longest answer to a numbered line: `got 18446744073709551615` and its end.
 const ANSWER: usize = 25;
 
-const _: () = assert!(BLOCK + LINE + 64 <= OUT && RANDOM_LINE * 2 < BLOCK);
+const _: () = assert!(BLOCK + LINE + 64 <= OUT && BLOCK + SHOWN <= OUT && RANDOM_LINE * 2 < BLOCK);
 
 /// What the shell works with.
 pub struct Devices<'a, 's, B> {
@@ -86,7 +86,7 @@ enum Job {
     /// Taking input.
     Sink { got: u32, len: u32, sum: Sum, until: Option<Instant> },
     /// Printing numbered lines, and answering them.
-    Count { next: Option<u64>, to: Option<u64>, printed: u64, answered: u64, line: Editor },
+    Count { next: Option<u64>, to: Option<u64>, printed: u64, answered: u64, line: Editor<0> },
     /// Something with files.
     Files(FileJob),
     /// Something on the network.
@@ -116,7 +116,7 @@ enum Step {
 pub struct Shell {
     out: Text<OUT>,
     ahead: Deque<u8, AHEAD>,
-    editor: Editor,
+    editor: Editor<HISTORY>,
     job: Job,
     failed: bool,
     /// The session in which the prompt was printed.
@@ -129,7 +129,7 @@ impl Shell {
         let mut shell = Shell {
             out: Text::NEW,
             ahead: Deque::new(),
-            editor: Editor::NEW,
+            editor: Editor::new(command::PHRASES),
             job: Job::Prompt,
             failed: false,
             session: None,
@@ -342,8 +342,21 @@ impl Shell {
     // --- the prompt -------------------------------------------------------------------------------------------------
 
     fn prompt<B: Machine>(&mut self) {
-        let failed = if self.failed { " (failed)" } else { "" };
-        self.out.print(format_args!("{}{failed}> ", B::NAME));
+        self.out.print(format_args!("{}", self.said::<B>()));
+    }
+    fn said<B: Machine>(&self) -> Prompt {
+        Prompt { name: B::NAME, failed: self.failed }
+    }
+
+    /// Shows what a key led to.
+    fn show<B: Machine>(&mut self, echo: Echo, console: &mut Console<'_, B>) {
+        let prompt = self.said::<B>();
+        self.editor.show(echo, prompt, columns(console), &mut self.out);
+    }
+    /// Goes behind the line, for what is written next.
+    fn leave<B: Machine>(&mut self, console: &mut Console<'_, B>) {
+        let prompt = self.said::<B>();
+        self.editor.leave(prompt, columns(console), &mut self.out);
     }
 
     fn finish<B: Machine>(&mut self, succeeded: bool) {
@@ -354,7 +367,7 @@ impl Shell {
     }
 
     /// After another PMM has come, its user sees an empty screen; the prompt and what was typed are said again.
-    fn greet_again<B: Machine>(&mut self, console: &Console<'_, B>) {
+    fn greet_again<B: Machine>(&mut self, console: &mut Console<'_, B>) {
         let session = console.link().counters().sessions;
         if session == 0 || self.session == Some(session) {
             return;
@@ -362,8 +375,8 @@ impl Shell {
         let first = self.session.replace(session).is_none();
         if !first && matches!(self.job, Job::Prompt) && self.out.is_empty() {
             self.out.push(b"\n");
-            self.prompt::<B>();
-            self.out.push(self.editor.line());
+            let prompt = self.said::<B>();
+            self.editor.write(prompt, columns(console), &mut self.out);
         }
     }
 
@@ -373,27 +386,20 @@ impl Shell {
         while self.out.len() < BLOCK {
             let Some(key) = self.ahead.pop_front() else { return Step::Wait };
             match self.editor.key(key) {
-                Key::Echo(Echo::Nothing) => {}
-                Key::Echo(Echo::Byte(byte)) => {
-                    self.out.push(&[byte]);
-                }
-                Key::Echo(Echo::Erase) => {
-                    self.out.push(b"\x08 \x08");
-                }
-                Key::Echo(Echo::Redraw) => {
-                    self.out.push(b"\r\x1b[K");
-                    self.prompt::<B>();
-                }
+                Key::Echo(echo) => self.show::<B>(echo, devices.console),
                 Key::Cancelled => {
+                    self.leave::<B>(devices.console);
                     self.out.push(b"^C\n");
                     self.editor.clear();
                     self.prompt::<B>();
                 }
                 Key::TooLong => {
+                    self.leave::<B>(devices.console);
                     self.out.print(format_args!("\nerror: a line has at most {LINE} bytes\n"));
                     return Step::Done(false);
                 }
                 Key::Line => {
+                    self.leave::<B>(devices.console);
                     self.out.push(b"\n");
                     return self.begin(devices, now);
                 }
@@ -453,7 +459,7 @@ impl Shell {
                 Job::Sink { got: 0, len, sum: pattern::sum(), until: after(SILENCE) }
             }
             Command::Count(from, to) => {
-                Job::Count { next: Some(from), to, printed: 0, answered: 0, line: Editor::NEW }
+                Job::Count { next: Some(from), to, printed: 0, answered: 0, line: Editor::new(&[]) }
             }
             Command::Panic | Command::Reboot => {
                 let (next, what) = match command {
@@ -618,6 +624,11 @@ impl Shell {
         self.out.print(format_args!("count: {printed} lines printed, {answered} answered\n"));
         Step::Done(true)
     }
+}
+
+/// How wide the terminal is, where that is known.
+fn columns<B: Machine>(console: &mut Console<'_, B>) -> Option<u16> {
+    Some(console.size().ok()??.0)
 }
 
 #[cfg(test)]

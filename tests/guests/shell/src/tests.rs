@@ -407,7 +407,19 @@ fn a_line_can_be_edited_and_cancelled() {
     let mut world = World::new();
     assert_eq!(world.types("ecxx\x7f\x7fho a\r"), "ecxx\x08 \x08\x08 \x08ho a\na\ntest> ");
     assert_eq!(world.types("nonsense\x03"), "nonsense^C\ntest> ");
-    assert_eq!(world.types("nonsense\x15echo b\r"), "nonsense\r\x1b[Ktest> echo b\nb\ntest> ");
+    assert_eq!(world.types("nonsense\x15echo b\r"), "nonsense\r\x1b[Jtest> echo b\nb\ntest> ");
+    // An earlier one, and a change in its middle; the words that begin alike.
+    assert_eq!(world.types("\x1b[A\x1b[D"), "\r\x1b[Jtest> echo b\r\x1b[Jtest> echo b\r\x1b[11C");
+    assert_eq!(world.types("a\r"), "\r\x1b[Jtest> echo ab\r\x1b[12C\nab\ntest> ");
+    assert_eq!(
+        world.types("m\td\r"),
+        "mkdir d\nerror: the link is down; no PMM serves files at the moment\ntest (failed)> "
+    );
+    assert_eq!(world.types("li\t\t\x15"), "lin\nline  link\ntest (failed)> lin\r\x1b[Jtest (failed)> ");
+    assert_eq!(world.types("echo\r"), "echo\n\ntest> ");
+    // A line of two rows, left from its begin.
+    let long = format!("echo {}", "x".repeat(100));
+    assert!(world.types(format!("{long}\x01\r")).contains("\r\x1b[1A\x1b[6C\x1b[1B\nxxx"));
     // Two commands in one paste.
     assert_eq!(world.types("echo a\necho b\n"), "echo a\na\ntest> echo b\nb\ntest> ");
 }

@@ -47,11 +47,6 @@ impl<const N: usize> Text<N> {
         self.bytes.copy_within(self.len.saturating_sub(rest)..self.len, 0);
         self.len = rest;
     }
-    /// Takes the last byte away.
-    pub fn pop(&mut self) -> Option<u8> {
-        self.len = self.len.checked_sub(1)?;
-        self.bytes.get(self.len).copied()
-    }
     /// Appends what fits, and says whether that was all.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         let room = self.bytes.get_mut(self.len..).unwrap_or(&mut []);
@@ -61,6 +56,29 @@ impl<const N: usize> Text<N> {
         }
         self.len = self.len.saturating_add(fit);
         fit == bytes.len()
+    }
+    /// Puts bytes in at a place, all of them or none; says which.
+    pub fn insert(&mut self, at: usize, bytes: &[u8]) -> bool {
+        let (old, Some(new)) = (self.len, self.len.checked_add(bytes.len()).filter(|&new| new <= N)) else {
+            return false;
+        };
+        if at > old {
+            return false;
+        }
+        self.bytes.copy_within(at..old, at.saturating_add(bytes.len()));
+        for (to, from) in self.bytes.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+        self.len = new;
+        true
+    }
+    /// Takes the bytes from a place to another out; none if these are not two places in order.
+    pub fn remove(&mut self, from: usize, to: usize) {
+        let to = to.min(self.len);
+        if let Some(gone) = to.checked_sub(from) {
+            self.bytes.copy_within(to..self.len, from);
+            self.len = self.len.saturating_sub(gone);
+        }
     }
     /// Appends formatted text, as far as it fits.
     pub fn print(&mut self, text: fmt::Arguments) {
@@ -96,11 +114,25 @@ mod tests {
         assert_eq!((text.as_bytes(), text.len()), (&b"abcdefgh"[..], 8));
         text.consume(3);
         assert_eq!(text.as_bytes(), b"defgh");
-        assert_eq!(text.pop(), Some(b'h'));
         text.consume(100);
-        assert_eq!((text.len(), text.pop()), (0, None));
+        assert!(text.is_empty());
         text.print(format_args!("{}", 123_456_789));
         assert_eq!(text.as_bytes(), b"12345678");
+    }
+
+    #[test]
+    fn text_changes_in_its_middle() {
+        let mut text = Text::<8>::NEW;
+        assert!(text.insert(0, b"adef") && text.insert(1, b"bc") && text.insert(6, b"g"));
+        assert_eq!(text.as_bytes(), b"abcdefg");
+        // Too long, and a place behind the end: as it was.
+        assert!(!text.insert(1, b"xy") && !text.insert(8, b"x"));
+        text.remove(1, 3);
+        text.remove(9, 99);
+        text.remove(3, 2);
+        assert_eq!(text.as_bytes(), b"adefg");
+        text.remove(3, 99);
+        assert_eq!(text.as_bytes(), b"ade");
     }
 
     #[test]
