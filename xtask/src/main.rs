@@ -70,3 +70,25 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hvl_test_kit::docs::{Line, in_blocks, in_text};
+
+    #[test]
+    fn command_lines_of_the_pages_are_taken() {
+        let program = ["cargo", "xtask"];
+        let blocks = in_blocks(paths::root(), &program);
+        assert!(blocks.len() >= 6, "the pages' blocks are not found: {blocks:?}");
+        let lines = blocks.into_iter().chain(in_text(paths::root(), &program));
+        let wrong = lines.filter_map(|Line { place, words }| {
+            let arguments = words.iter().skip(program.len()).map(String::as_str);
+            let error = Cli::try_parse_from(["cargo xtask"].into_iter().chain(arguments)).err()?;
+            // Help is an answer, not a refusal.
+            error.use_stderr().then(|| format!("{place}: {}\n{error}", words.join(" ")))
+        });
+        let wrong: Vec<String> = wrong.collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}

@@ -2,6 +2,7 @@
 //! into, a board for the frontend, and a raw guest that can be told to misbehave.
 
 pub mod board;
+pub mod docs;
 pub mod guest;
 pub mod table;
 
