@@ -58,6 +58,13 @@ impl Way {
     }
 }
 
+/// Whether a path leads into `/dev`, by symbolic links, too, where a name that is not there is that of a device, except
+/// for shared memory: nothing is made there.
+pub(crate) fn is_among_devices(path: &Path) -> bool {
+    let way = Way::of(path);
+    way.end().starts_with("/dev") && !way.end().starts_with("/dev/shm")
+}
+
 /// Puts the steps of a path before those that are left.
 fn push(todo: &mut VecDeque<OsString>, path: &Path) {
     for part in path.components().rev() {

@@ -248,9 +248,10 @@ impl Listener {
     }
 }
 
-/// Connects without ever waiting, not even for a listener whose backlog is full. The stream does not block either.
+/// Connects without ever waiting, not even for a listener whose backlog is full. The stream does not block either. A
+/// symbolic link in the socket's place is not followed: somebody else may have put it there since the start.
 pub(crate) fn connect(path: &Path) -> std::io::Result<UnixStream> {
-    Ok(stream_to(path)?)
+    Ok(Spot::of(path)?.dial("")?)
 }
 
 fn socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
@@ -369,6 +370,18 @@ mod tests {
         assert!(Bound::<UnixDatagram>::receive(&path, "x").is_err());
         drop(one);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_peers_socket_is_not_followed() {
+        let (path, link) = (temp("peer"), temp("peer-link"));
+        let listener = Bound::listen(&path, "x").unwrap();
+        connect(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let followed = connect(&link).is_ok();
+        std::fs::remove_file(&link).unwrap();
+        assert!(!followed);
+        drop(listener);
     }
 
     #[test]

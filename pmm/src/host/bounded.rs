@@ -13,9 +13,13 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, refused};
+use crate::place::is_among_devices;
 
 /// Rights of what is made here: nobody else's business.
 pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Why nothing is made in `/dev`.
+pub(super) const NO_DEVICE: &str = "is not there, and pmm makes no file in /dev; load the driver that makes this device, or name a file elsewhere";
 
 /// How a file begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +59,11 @@ impl Bounded {
             Start::Append => OFlags::APPEND,
             Start::Anew => OFlags::TRUNC,
         };
-        let file = match rustix::fs::open(path, FLAGS | OFlags::NONBLOCK | how, PRIVATE) {
+        let is_device = is_among_devices(path);
+        let flags = if is_device { FLAGS - OFlags::CREATE } else { FLAGS };
+        let file = match rustix::fs::open(path, flags | OFlags::NONBLOCK | how, PRIVATE) {
             Ok(file) => file,
+            Err(Errno::NOENT) if is_device => return refused(format!("{option}: {NO_DEVICE}")),
             Err(Errno::LOOP) => {
                 return refused(format!(
                     "{option}: is a symbolic link, which somebody else could turn; name the file that it leads to"
@@ -77,9 +84,10 @@ impl Bounded {
         };
         let bound = match max {
             None => None,
-            Some(_) if !is_file => {
+            // Its old one would be made there.
+            Some(_) if !is_file || is_device => {
                 return refused(format!(
-                    "{option}: is no regular file, and only one can have a bound; leave max= out"
+                    "{option}: is no regular file outside /dev, and only one can have a bound; leave max= out"
                 ));
             }
             Some(max) => Some(Bound::of(path, max, option)?),

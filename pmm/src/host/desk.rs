@@ -2,9 +2,11 @@
 //!
 //! No flag of a descriptor and no poll says whether a regular file takes a write at once: a frozen or remote file system
 //! holds it for as long as it likes. So whatever writes to one is a thread. It works on private memory, it is told of
-//! nothing but its job, and nobody ever waits for it, not even at the end.
+//! nothing but its job, and nobody ever waits for it, not even at the end. One that panics says so: its job would be
+//! under way for ever.
 
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::observe::Waker;
@@ -23,6 +25,7 @@ struct Top<J, O> {
     job: Option<J>,
     outcome: Option<O>,
     closing: bool,
+    panicked: bool,
 }
 
 impl<J, O> Shared<J, O> {
@@ -37,7 +40,7 @@ impl<J: Send + 'static, O: Send + 'static> Desk<J, O> {
         name: &str,
         mut work: impl FnMut(J) -> O + Send + 'static,
     ) -> std::io::Result<Desk<J, O>> {
-        let top = Mutex::new(Top { job: None, outcome: None, closing: false });
+        let top = Mutex::new(Top { job: None, outcome: None, closing: false, panicked: false });
         let shared = Arc::new(Shared { top, news: Condvar::new(), waker: Waker::new()? });
         let own = shared.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -53,9 +56,16 @@ impl<J: Send + 'static, O: Send + 'static> Desk<J, O> {
                     }
                 };
                 drop(top);
-                let outcome = work(job);
-                own.top().outcome = Some(outcome);
+                // What it works on is never looked at again after a panic, for the thread ends.
+                let outcome = catch_unwind(AssertUnwindSafe(|| work(job))).ok();
+                let panicked = outcome.is_none();
+                let mut top = own.top();
+                (top.outcome, top.panicked) = (outcome, panicked);
+                drop(top);
                 own.waker.wake();
+                if panicked {
+                    return;
+                }
             }
         })?;
         Ok(Desk(shared))
@@ -72,6 +82,14 @@ impl<J, O> Desk<J, O> {
     /// What came of the job, once, when it is done.
     pub(super) fn outcome(&self) -> Option<O> {
         self.0.top().outcome.take()
+    }
+
+    /// Why there will be no outcome any more, if the thread has panicked. `what` is what it writes.
+    pub(super) fn failure(&self, what: &str) -> Option<String> {
+        let panicked = self.0.top().panicked;
+        panicked.then(|| {
+            format!("the thread that writes {what} panicked, and its last write may be half done; this is a defect of pmm")
+        })
     }
 
     /// Waits for an outcome.

@@ -95,6 +95,10 @@ impl Appender {
         self.trouble.deadline_us()
     }
 
+    pub(super) fn failure(&self) -> Option<String> {
+        self.desk.failure(self.trouble.name())
+    }
+
     pub(super) fn state(&self) -> Option<Cow<'static, str>> {
         self.trouble.state()
     }
@@ -161,6 +165,10 @@ impl HostEnd for FileEnd {
         self.0.deadline_us()
     }
 
+    fn failure(&self) -> Option<String> {
+        self.0.failure()
+    }
+
     fn state(&self) -> Cow<'static, str> {
         self.0.state().unwrap_or("open".into())
     }
@@ -210,6 +218,16 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let text = FileEnd::open(Path::new("/nonexistent/x"), None).err().unwrap().to_string();
         assert!(text.contains("--console file:/nonexistent/x"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_that_writes_is_told_and_nobody_waits_for_it() {
+        let sink = |_: &[u8]| panic!("the test's panic");
+        let mut end = FileEnd(Appender::start("--console file:x".into(), sink).unwrap());
+        assert_eq!(HostEnd::failure(&end), None);
+        assert_eq!(outcome(&mut end, b"x", 1), Err(EndError::WouldBlock));
+        let text = HostEnd::failure(&end).expect("a sentence");
+        assert!(text.contains("--console file:x panicked"), "{text}");
     }
 
     #[test]

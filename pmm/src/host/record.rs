@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::bounded::PRIVATE;
+use super::bounded::{NO_DEVICE, PRIVATE};
 use crate::failure::{Failure, refused};
+use crate::place::is_among_devices;
 use crate::region::lock;
 
 /// Bytes of one of the two slots that are written in turn; a power failure spoils at most one.
@@ -39,9 +40,12 @@ impl StateFile {
     /// [`Failure::Refused`] if it cannot be opened, another process has it, or it holds something else.
     pub fn open(path: &Path) -> Result<StateFile, Failure> {
         let name = format!("--state {}", path.display());
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let is_device = is_among_devices(path);
+        let flags = if is_device { flags } else { flags | OFlags::CREATE };
         let file = match rustix::fs::open(path, flags, PRIVATE) {
             Ok(file) => File::from(file),
+            Err(Errno::NOENT) if is_device => return refused(format!("{name}: {NO_DEVICE}")),
             Err(Errno::LOOP) => {
                 return refused(format!(
                     "{name}: is a symbolic link, which somebody else could turn; name the file that it leads to"
@@ -124,6 +128,27 @@ fn hash(sequence: u64, record: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_output_is_made_among_the_devices() {
+        use super::super::bounded::{Bounded, Start};
+        for path in ["/dev/pmm-test-log0", "/dev/shm/../pmm-test-log1"].map(Path::new) {
+            let console = Bounded::open(path, Start::Append, None, "--console x").map(drop);
+            let capture = Bounded::open(path, Start::Anew, None, "--pcap x").map(drop);
+            let made = path.exists();
+            let state = StateFile::open(path).map(drop);
+            let made = made || path.exists();
+            let _ = std::fs::remove_file(path);
+            for refused in [console, capture, state] {
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains("makes no file in /dev"), "{text}");
+            }
+            assert!(!made);
+        }
+        let path = format!("/dev/shm/pmm-test-{}-log", std::process::id());
+        Bounded::open(Path::new(&path), Start::Append, Some(8), "--console x").unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn the_latest_whole_record_is_found() {

@@ -145,6 +145,10 @@ impl HostEnd for StateNews {
         self.0.clear();
     }
 
+    fn failure(&self) -> Option<String> {
+        self.0.failure("--state")
+    }
+
     fn state(&self) -> Cow<'static, str> {
         "".into()
     }
@@ -204,6 +208,20 @@ mod tests {
         assert_eq!(again(&one).unwrap().found(), Some(record));
         assert_eq!(again(&other).unwrap().found(), None);
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_that_stores_is_told() {
+        let path = std::env::temp_dir().join(format!("pmm-state-panic-{}", std::process::id()));
+        let run = run(LINE);
+        let link = &run.links[0];
+        let mut recorder = StateRecorder::open(&path, link, &link.layout().unwrap()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut news = recorder.start_with(|_| panic!("the test's panic")).unwrap();
+        assert_eq!(news.failure(), None);
+        assert!(!recorder.record(&record_of(1)));
+        wait(&mut news);
+        assert!(news.failure().expect("a sentence").contains("--state panicked"));
     }
 
     #[test]

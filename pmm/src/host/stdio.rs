@@ -318,6 +318,13 @@ impl HostEnd for StdioEnd {
         }
     }
 
+    fn failure(&self) -> Option<String> {
+        match &self.output {
+            Output::File(appender) => appender.failure(),
+            Output::Stream { .. } => None,
+        }
+    }
+
     fn wants_to_end(&self) -> bool {
         self.terminal.as_ref().is_some_and(|keys| keys.end)
     }

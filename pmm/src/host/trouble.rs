@@ -30,6 +30,11 @@ impl Trouble {
         Trouble { name, now: None, told: None, pausing: false, retry_us: None, limit: Limit::default() }
     }
 
+    /// The option and its value.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it is too early for another try.
     pub(super) fn is_pausing(&self) -> bool {
         self.pausing

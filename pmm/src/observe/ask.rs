@@ -188,7 +188,7 @@ impl Answers<'_> {
 
 /// A line of JSON for a terminal: what would move a cursor or deceive the eye is written as JSON writes control
 /// characters, so that it means the same.
-fn printable_json(line: &str) -> String {
+pub(super) fn printable_json(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     for char in line.chars() {
         match char {

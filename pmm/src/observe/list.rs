@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use super::ask::printable_json;
 use super::ask::{print, snapshot};
 use super::control::{self, Found};
 use super::{Status, directory, printable};
@@ -66,7 +67,7 @@ pub fn list(request: &ListRequest, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let entries: Vec<Entry> = there.iter().map(entry).collect();
     let mut text = match request.json {
-        true => serde_json::to_string(&entries).unwrap_or_default() + "\n",
+        true => printable_json(&serde_json::to_string(&entries).unwrap_or_default()) + "\n",
         false => table(&entries),
     };
     if !request.json {

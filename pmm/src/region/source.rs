@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use hvl_shared_abi::mem::Attribute;
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
@@ -12,6 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::failure::{Failure, refused};
 use crate::options::{Doorbell, LinkDescription, Memory};
+use crate::place::is_among_devices;
 
 /// An open file that holds the region.
 pub(super) struct Source {
@@ -196,11 +196,4 @@ impl Source {
         }
         Ok(())
     }
-}
-
-/// Whether a path leads into `/dev`, where a name that is not there is that of a device, except for shared memory.
-fn is_among_devices(path: &Path) -> bool {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_path_buf());
-    parent.starts_with("/dev") && !parent.starts_with("/dev/shm")
 }
