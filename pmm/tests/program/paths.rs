@@ -269,7 +269,7 @@ fn an_answer_without_end_or_with_tricks_does_no_harm() {
     // Escape sequences in their two manners, and letters that run backwards.
     let tricks = "{\"pmm\":{\"version\":\"\u{9b}31m\\u001b[2J\u{202e}\",\"pid\":1},\"links\":[],\"x\":\"\u{9b}31m\u{202e}\"}\n";
     forger(&dir.path("tricks"), tricks.as_bytes());
-    let never = ["--wait-for", "x=y", "--timeout", "20"];
+    let never = ["--wait-for", "pmm.version=y", "--timeout", "20"];
     for more in [&[][..], &["--json"], &never] {
         let (_, said, why) = ask("tricks", more);
         for (text, name) in [(&said, "standard output"), (&why, "standard error")] {
