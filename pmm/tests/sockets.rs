@@ -75,7 +75,7 @@ impl Board for Process {
 enum Order {
     /// Calls a port of the host, sends this, and reports what comes back.
     Call(u32, Vec<u8>, mpsc::Sender<Result<Vec<u8>, SocketError>>),
-    /// Draws entropy and writes a line on the console this many times, and reports.
+    /// Draws entropy and writes a line on the console this many times, and reports when all are acknowledged.
     Neighbours(u32, mpsc::Sender<()>),
     /// Starts again, as after a reset of the board.
     Reboot(mpsc::Sender<()>),
@@ -185,15 +185,18 @@ fn start(process: &Process, orders: &mpsc::Receiver<Order>, counts: &Counts) -> 
                 false
             }
         });
-        if let Some((left, report)) = &mut neighbours
-            && rng.fill(&mut part[..16]).is_ok()
-            && console.write(b"a line\n").is_ok()
-        {
-            (*left, busy) = (*left - 1, true);
-            if *left == 0 {
+        match &mut neighbours {
+            // A line is on the host's file once it is acknowledged, which a file's own thread may take its time for.
+            Some((0, report)) if console.flush().is_ok() => {
                 let _ = report.send(());
                 neighbours = None;
             }
+            Some((left @ 1.., _))
+                if rng.fill(&mut part[..16]).is_ok() && console.write(b"a line\n").is_ok() =>
+            {
+                (*left, busy) = (*left - 1, true);
+            }
+            _ => {}
         }
         let until = link.next_deadline().into_iter().chain(vsock.deadline()).min();
         if !busy && until != Some(Instant::UNKNOWN) {
