@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::guard::Guard;
@@ -110,6 +111,13 @@ impl Pmm {
     /// Kills it (SIGKILL), and does not wait for its end.
     pub fn strike(&mut self) {
         self.running.strike();
+    }
+
+    /// Ends it (SIGTERM), with all that it has to log written.
+    pub fn end(mut self) -> Result<()> {
+        kill_process(Pid::from_child(self.running.child()), Signal::TERM)?;
+        self.running.end(&Guard::new(ANSWER, "the end of pmm after SIGTERM"))?;
+        Ok(())
     }
 
     /// Kills it (SIGKILL).

@@ -138,7 +138,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         name: "diagnosis",
-        about: "what the pmm says of a guest with a wrong base, size or offset, after 3 s",
+        about: "what the pmm says of a guest with a wrong base, size, offset or queue length, after 3 s",
         run: Run::EndToEnd,
     },
     Test {
