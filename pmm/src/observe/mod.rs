@@ -25,7 +25,7 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// A text of several lines for a terminal, likewise; what was made [`printable`] stays as it is.
+/// A text of several lines for a terminal, likewise; what was made `printable` stays as it is.
 pub fn printable_lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for char in text.chars() {

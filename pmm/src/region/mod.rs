@@ -1,4 +1,4 @@
-//! The memory of a link: got from a provider ([`source`]), locked, reserved, mapped.
+//! The memory of a link: got from a provider (`source.rs`), locked, reserved, mapped.
 //!
 //! Memory that is not there when it is touched would end the process with SIGBUS, and every link with it. So all of a
 //! region is reserved before a guest's word is read, and none of it is ever given back; and where it goes in spite of
