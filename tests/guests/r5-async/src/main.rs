@@ -51,8 +51,7 @@ panic         panics: the last words go to the PMM, and the board restarts
 reboot        restarts the board
 ";
 /// What Tab completes.
-const PHRASES: &[&str] =
-    &["about", "echo ", "flood ", "help", "line ", "link", "panic", "rand ", "reboot"];
+const PHRASES: &[&str] = &["about", "echo ", "flood ", "help", "line ", "link", "panic", "rand ", "reboot"];
 
 #[r5_board::entry]
 fn main() -> ! {
