@@ -21,7 +21,12 @@ const PAUSE_US: u64 = 200_000;
 /// How often a directory is asked for its lock, and how long one try is from the next, in microseconds: five seconds, of
 /// which another `pmm` needs a few microseconds.
 const LOCK_TRIES: u32 = 500;
+/// The same where others may hold the lock for ever.
+const LOCK_TRIES_BESIDE_OTHERS: u32 = 50;
 const LOCK_PAUSE_US: u64 = 10_000;
+/// What group and others may do with a directory.
+const OTHERS_READ: u32 = 0o044;
+const OTHERS_WRITE: u32 = 0o022;
 /// What a socket's owner may do with it, and nobody else.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -77,21 +82,24 @@ impl Spot {
     /// dead.
     ///
     /// A lock file beside each socket would do, too, and would be left behind. Whoever may read the directory can hold
-    /// this one for ever; who could do that in a directory of others could take the socket's name first as well.
+    /// this one for ever. So where others may read and not write, a lock that does not come is done without: it must not
+    /// keep a `pmm` from starting. Where they may write, they could take the socket's name as well.
     fn lock(&self) -> Result<Option<OwnedFd>, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // A directory that may be written and not read cannot be locked, nor can one of some file systems.
         let Ok(directory) = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()) else {
             return Ok(None);
         };
-        for _ in 0..LOCK_TRIES {
+        let others = rustix::fs::fstat(&directory)
+            .is_ok_and(|stat| stat.st_mode & OTHERS_READ != 0 && stat.st_mode & OTHERS_WRITE == 0);
+        for _ in 0..if others { LOCK_TRIES_BESIDE_OTHERS } else { LOCK_TRIES } {
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Some(directory)),
                 Err(Errno::AGAIN | Errno::INTR) => _ = Watches::default().wait(Some(LOCK_PAUSE_US)),
                 Err(_) => return Ok(None),
             }
         }
-        Err(Errno::AGAIN)
+        if others { Ok(None) } else { Err(Errno::AGAIN) }
     }
 }
 
@@ -421,6 +429,22 @@ mod tests {
         starter.join().unwrap();
         connect(&path).expect("the newborn is alive");
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn whoever_may_only_read_a_directory_keeps_nobody_from_starting() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = temp("read");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+        // What any account can do that may read it, and for ever.
+        let stranger = std::fs::File::open(&directory).unwrap();
+        rustix::fs::flock(&stranger, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let bound = Bound::<UnixListener>::listen(&directory.join("s"), "x").map_err(|why| why.to_string());
+        connect(&directory.join("s")).expect("it listens");
+        drop(bound);
+        assert!(!directory.join("s").exists(), "and is removed at the end");
+        std::fs::remove_dir(&directory).unwrap();
     }
 
     #[test]
