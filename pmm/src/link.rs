@@ -130,6 +130,8 @@ pub struct Link<'s, M> {
     started_at: Option<Micros>,
     /// The region held no header when this was published, so it was zeroed; and no guest has worked in it and gone.
     untouched: bool,
+    /// Plain devices have stopped, and the record of a predecessor's rings does not say so yet.
+    unrecorded: bool,
     /// The last look found a start that comes too soon after the one before it.
     too_early: bool,
     rering: Option<Rering>,
@@ -229,6 +231,7 @@ impl<'s, M: Mem> Link<'s, M> {
             started_at: None,
             too_early: false,
             untouched,
+            unrecorded: false,
             rering: None,
             silent_since: None,
             recorder,
@@ -414,9 +417,12 @@ impl<'s, M: Mem> Link<'s, M> {
                 self.untouched = false;
             }
         }
-        if stopped && let Some(recorder) = &mut self.recorder {
-            // A successor must not take them up. If it cannot be kept now, it is with the next queue.
-            recorder.record(&record_of(&self.seats));
+        self.unrecorded |= stopped;
+        if self.unrecorded
+            && let Some(recorder) = &mut self.recorder
+        {
+            // A successor must not take them up. What cannot be kept now is tried again at the next look.
+            self.unrecorded = !recorder.record(&record_of(&self.seats));
         }
         let memory = if self.untouched { Memory::Zeroed } else { Memory::Used };
         let mut outcome = Outcome::default();
