@@ -119,9 +119,10 @@ impl Connection {
         !self.session.has_agreed()
     }
 
-    /// Whether nothing is lost with it: it has not begun, or holds nothing.
+    /// Whether nothing is lost with it: it has not begun, or holds nothing and waits for nothing. What is under way has
+    /// threads, which a client that is told to leave would keep beyond its place.
     pub(crate) fn is_idle(&self) -> bool {
-        self.is_mute() || self.session.fids() == 0
+        self.is_mute() || (self.session.fids() == 0 && locked(&self.flight).is_empty())
     }
 
     /// Hangs up; its threads return.
