@@ -54,6 +54,32 @@ impl Export {
         let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | ALL;
         !matches!(ids, Ids::Map { .. }) || capabilities(None).is_ok_and(|has| has.effective.contains(needed))
     }
+
+    /// The user of this host that a mapped client's acts as. `None`: whoever asks acts as this process.
+    fn actor(&self, user: u32) -> Option<u32> {
+        let Ids::Map { inside, outside, count } = self.rules.ids else { return None };
+        // Who says no name when it mounts is the client's kernel.
+        let user = if user == NO_UID { inside } else { user };
+        Some(moved(user, inside, outside, count).unwrap_or(NOBODY))
+    }
+
+    /// Whether what was found where `user` has just made something can be that: it belongs to whom it was made as.
+    pub(super) fn has_made(&self, user: u32, found: &Statx) -> bool {
+        self.actor(user).is_none_or(|id| id == found.stx_uid)
+    }
+
+    /// Whether `user` may give a file a name in another directory. The right to write to any mapped directory is not
+    /// enough: a file of the host's would be kept, or hidden, where its owner does not look for it.
+    pub(super) fn may_spread(&self, user: u32, file: &Statx) -> Result<(), Errno> {
+        let (Some(id), Ids::Map { outside, inside, count }) = (self.actor(user), self.rules.ids) else {
+            return Ok(());
+        };
+        let known = |id| moved(id, outside, inside, count).is_some();
+        match id == file.stx_uid || (known(file.stx_uid) && known(file.stx_gid)) {
+            true => Ok(()),
+            false => Err(Errno::PERM),
+        }
+    }
 }
 
 impl Session {
@@ -65,12 +91,12 @@ impl Session {
 
     /// Becomes the user who attached, in the client's numbers. `user` acts as it may until the result is dropped.
     pub(super) fn acting(&self, user: u32, on: On<'_>) -> Result<Acting, Errno> {
-        let Ids::Map { inside, outside, count } = self.export.rules.ids else {
+        let (Some(id), Ids::Map { inside, outside, count }) =
+            (self.export.actor(user), self.export.rules.ids)
+        else {
             return Ok(Acting { before: None });
         };
-        // Who says no name when it mounts is the client's kernel.
         let user = if user == NO_UID { inside } else { user };
-        let id = moved(user, inside, outside, count).unwrap_or(NOBODY);
         let mut extra = CapabilitySet::empty();
         if user == 0 && id != NOBODY {
             let known = |id| moved(id, outside, inside, count).is_some();

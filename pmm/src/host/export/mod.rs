@@ -175,7 +175,7 @@ impl Export {
         path: &Path,
         tag: &str,
         rules: Rules,
-        confined: rustix::fs::ResolveFlags,
+        confined: resolve::Confined,
     ) -> Result<Arc<Export>, hvl_shared_abi::wire::p9::Errno> {
         crate::sys::ignore_signals();
         let rules = Rules { msize: rules.msize.clamp(MIN_MSIZE, MAX_MSIZE), ..rules };

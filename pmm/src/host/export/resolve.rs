@@ -2,11 +2,12 @@
 //!
 //! A walk goes one name at a time and never follows a symbolic link: a walk to one yields the link itself, as clients of
 //! 9P2000.L expect, and one through it fails. Each step is an `openat2` that the kernel confines (`RESOLVE_BENEATH`,
-//! `RESOLVE_NO_MAGICLINKS`) and that opens nothing (`O_PATH`): no FIFO blocks, no device node acts.
+//! `RESOLVE_NO_SYMLINKS`) and that opens nothing (`O_PATH`): no FIFO blocks, no device node acts.
 //!
 //! `..` is the one step that cannot start from the descriptor at hand, for the directory may have been moved anywhere. It
-//! resolves, from the root and confined like the rest, the path by which the fid was reached. The rejected alternative,
-//! opening `..` and comparing, tells too late that one is outside.
+//! walks, from the root and by steps like the rest, the path by which the fid was reached. The rejected alternatives:
+//! opening `..` and comparing tells too late that one is outside; the whole path in one `openat2` asks for no user's
+//! permissions in between.
 //!
 //! What was reached is opened for reading and writing through this process's own `/proc/self/fd`, which leads to that
 //! very file whatever its name is by then. The only magic link ever followed is one of our own making.
@@ -139,10 +140,19 @@ pub(super) struct Root {
     node: Node,
     /// `/proc/self/fd`.
     own: OwnedFd,
-    confined: ResolveFlags,
+    confined: Confined,
     descriptors: Arc<Descriptors>,
     #[cfg(test)]
     pub(super) between: Between,
+}
+
+/// How names are resolved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Confined {
+    /// Whatever is opened.
+    pub(super) resolve: ResolveFlags,
+    /// In a step of a walk.
+    pub(super) step: OFlags,
 }
 
 /// What a test does between two steps of a walk.
@@ -159,11 +169,15 @@ impl std::fmt::Debug for Between {
 
 impl Root {
     /// How the kernel confines every step.
-    pub(super) const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+    pub(super) const CONFINED: Confined = Confined {
+        // Two times over: a link on the way is an error, and so is what lies outside.
+        resolve: ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS),
+        step: OFlags::PATH.union(OFlags::NOFOLLOW),
+    };
 
     pub(super) fn new(
         directory: OwnedFd,
-        confined: ResolveFlags,
+        confined: Confined,
         descriptors: Arc<Descriptors>,
     ) -> Result<Root, Errno> {
         let own = rustix::fs::open(
@@ -243,7 +257,7 @@ impl Root {
     ) -> Result<OwnedFd, Errno> {
         let mut tries = 0;
         loop {
-            match rustix::fs::openat2(from, path, flags | OFlags::CLOEXEC, mode, self.confined) {
+            match rustix::fs::openat2(from, path, flags | OFlags::CLOEXEC, mode, self.confined.resolve) {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) if tries < TRIES => tries += 1,
                 other => return other.map_err(errno),
             }
@@ -260,22 +274,7 @@ impl Root {
             return Err(Errno::NOTDIR);
         }
         let share = self.descriptors.take(Use::Passing)?;
-        let file = self.open_beneath(from.as_fd(), name.bytes(), OFlags::PATH | OFlags::NOFOLLOW)?;
-        Root::node_of(file, share)
-    }
-
-    /// The directory at `path` from the root, names between slashes; the root if it is empty.
-    pub(super) fn directory(&self, path: &[u8]) -> Result<Node, Errno> {
-        #[cfg(test)]
-        if let Between(Some(between)) = &self.between {
-            between();
-        }
-        if path.is_empty() {
-            return Ok(self.node.clone());
-        }
-        let share = self.descriptors.take(Use::Passing)?;
-        let file =
-            self.open_beneath(self.node.as_fd(), path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY)?;
+        let file = self.open_beneath(from.as_fd(), name.bytes(), self.confined.step)?;
         Root::node_of(file, share)
     }
 

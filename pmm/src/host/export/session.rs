@@ -278,6 +278,19 @@ impl Session {
         if node.is_directory() { Ok((fid, node)) } else { Err(Errno::NOTDIR) }
     }
 
+    /// The directory at `way` from the root. It is walked to as by the user's own requests, name by name: what stands on
+    /// the way by now may be a symbolic link, or belong to somebody else.
+    pub(super) fn follow(&self, user: u32, way: &[u8]) -> Result<Node, Errno> {
+        let root = &self.export.root;
+        let mut at = root.node().clone();
+        for name in way.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let name = Name::check(name)?;
+            let _acting = self.acting(user, On::File(&at))?;
+            at = root.step(&at, name)?;
+        }
+        if at.is_directory() { Ok(at) } else { Err(Errno::NOTDIR) }
+    }
+
     pub(super) fn may_change(&self) -> Result<(), Errno> {
         if self.export.rules.read_only { Err(Errno::ROFS) } else { Ok(()) }
     }
@@ -342,7 +355,7 @@ impl Session {
                     (node.clone(), path.clone())
                 } else if name == b".." {
                     let parent = split(&path).map_or(&[][..], |(parent, _)| parent);
-                    (root.directory(parent)?, parent.to_vec())
+                    (self.follow(start.user, parent)?, parent.to_vec())
                 } else {
                     let name = Name::check(name)?;
                     let _acting = self.acting(start.user, On::File(&node))?;

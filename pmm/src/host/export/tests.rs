@@ -17,6 +17,7 @@ mod bounds;
 mod conformance;
 mod escapes;
 mod fuzz;
+mod mapped;
 
 /// A directory that is removed at the end.
 pub(super) struct Folder(PathBuf);
@@ -226,11 +227,11 @@ impl Client {
     }
 }
 
-/// An export with a resolver that is not confined as it should be.
-pub(super) fn planted(folder: &Folder, confined: rustix::fs::ResolveFlags) -> Export {
+/// An export whose resolver is confined like this, perhaps not as it should be, and into which a test can reach.
+pub(super) fn planted(folder: &Folder, rules: Rules, confined: resolve::Confined) -> Export {
     let tree = folder.tree();
     let directory = resolve::open_directory(&tree).unwrap();
-    Arc::into_inner(Export::of(directory, &tree, "tag", Rules::default(), confined).unwrap()).unwrap()
+    Arc::into_inner(Export::of(directory, &tree, "tag", rules, confined).unwrap()).unwrap()
 }
 
 /// Runs the test of this name once more, as root of a user and mount namespace of its own. `true`: this is that second

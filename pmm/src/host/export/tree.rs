@@ -7,7 +7,7 @@ use hvl_shared_abi::wire::p9::{
     AT_REMOVEDIR, Attr, Errno, MAX_PATH, NO_UID, Qid, Reply, SetAttr, Statfs, Time, getattr, mode, setattr,
 };
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    AtFlags, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
 
 use super::Ids;
@@ -161,6 +161,11 @@ impl Session {
         mode: Option<Mode>,
     ) -> Result<Qid, Errno> {
         let node = self.export.root.step(directory, name)?;
+        // By now another request may have moved something of somebody else's to this name, which is not to be given away.
+        // What was found stays that file, so this look cannot come too early.
+        if !self.export.has_made(user, &node.status()?) {
+            return Err(Errno::STALE);
+        }
         self.settle(&node, user, group)?;
         if let Some(mode) = mode {
             self.settle_mode(&node, mode)?;
@@ -285,6 +290,7 @@ impl Session {
         if node.kind() == FileType::RegularFile && (mode & 0o4000 != 0 || mode & 0o2010 == 0o2010) {
             return Err(Errno::PERM);
         }
+        self.export.may_spread(to_fid.user, &status)?;
         let on = On::Name { within: [&directory; 2], of: [Some(status), None] };
         let _acting = self.acting(to_fid.user, on)?;
         self.export.root.link(&node, &directory, name)?;
@@ -313,9 +319,15 @@ impl Session {
     }
 
     /// The directory that a fid's file is in, and its name there, if that still is so.
-    fn place<'p>(&self, identity_was: (u64, u64), path: &'p [u8]) -> Result<(Node, Name<'p>), Errno> {
+    fn place<'p>(
+        &self,
+        user: u32,
+        identity_was: (u64, u64),
+        path: &'p [u8],
+    ) -> Result<(Node, Name<'p>), Errno> {
         let (parent, name) = split(path).ok_or(Errno::BUSY)?;
-        let parent = self.export.root.directory(parent)?;
+        let parent = self.follow(user, parent)?;
+        let _acting = self.acting(user, On::File(&parent))?;
         let there = status(parent.as_fd(), name.bytes())?;
         if identity(&there) == identity_was { Ok((parent, name)) } else { Err(Errno::STALE) }
     }
@@ -326,7 +338,7 @@ impl Session {
         self.may_change()?;
         let (place, _still) = (fid.place(), self.still());
         let path = place.way();
-        let (parent, name) = self.place(place.identity, &path)?;
+        let (parent, name) = self.place(fid.user, place.identity, &path)?;
         let flags = if place.kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let on = On::Name { within: [&parent; 2], of: [self.named(&parent, name), None] };
         let _acting = self.acting(fid.user, on)?;
@@ -342,8 +354,9 @@ impl Session {
         let new_name = Name::check(name)?;
         let _moving = self.moving();
         let path = place.way();
-        let (from, old_name) = self.place(place.identity, &path)?;
+        let (from, old_name) = self.place(fid.user, place.identity, &path)?;
         let of = [self.named(&from, old_name), self.named(&to, new_name)];
+        self.may_move(to_fid.user, [&from, &to], of[0].as_ref())?;
         let acting = self.acting(to_fid.user, On::Name { within: [&from, &to], of })?;
         rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
         drop(acting);
@@ -365,6 +378,7 @@ impl Session {
         let (old_name, new_name) = (Name::check(old_name)?, Name::check(new_name)?);
         let _moving = self.moving();
         let of = [self.named(&from, old_name), self.named(&to, new_name)];
+        self.may_move(to_fid.user, [&from, &to], of[0].as_ref())?;
         let acting = self.acting(to_fid.user, On::Name { within: [&from, &to], of })?;
         rustix::fs::renameat(&from, old_name.bytes(), &to, new_name.bytes()).map_err(errno)?;
         drop(acting);
@@ -372,6 +386,14 @@ impl Session {
             self.was_moved(&old, &to_fid.path(), new_name);
         }
         out.send(Reply::Renameat {})
+    }
+
+    /// Whether a user may move something between directories. Within one it is the directory's owner who decides.
+    fn may_move(&self, user: u32, [from, to]: [&Node; 2], what: Option<&Statx>) -> Result<(), Errno> {
+        match what {
+            Some(what) if from.identity() != to.identity() => self.export.may_spread(user, what),
+            _ => Ok(()),
+        }
     }
 
     fn was_moved(&self, old: &[u8], new_directory: &[u8], new_name: Name<'_>) {

@@ -199,6 +199,15 @@ fn a_fid_without_a_descriptor_is_stale_where_something_else_is_found() {
     std::os::unix::fs::symlink("../outside", tree.join("d")).unwrap();
     assert_eq!(client.ask(Request::Lopen { fid: 10, flags: 0 }).errno(), Errno::STALE);
     assert_eq!(folder.read("outside/10"), "nobody's business");
+    // Not even the same file, where only a symbolic link leads to it: outside, and inside.
+    for (place, target) in [("gone", "../gone"), ("tree/gone", "gone")] {
+        std::fs::remove_file(tree.join("d")).unwrap();
+        std::os::unix::fs::symlink(target, tree.join("d")).unwrap();
+        assert_eq!(client.ask(Request::Lopen { fid: 11, flags: 0 }).errno(), Errno::STALE, "{place}");
+        if place == "gone" {
+            std::fs::rename(folder.0.join("gone"), tree.join("gone")).unwrap();
+        }
+    }
 }
 
 #[test]
