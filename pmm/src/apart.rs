@@ -1,12 +1,14 @@
 //! Everything that a PMM opens or makes lies apart from everything that a guest may change.
 //!
-//! A guest that may write to a directory replaces what lies in it: a console's file by a symbolic link, a socket by
-//! another, the memory of a link by a shorter file. The PMM has more rights than its guest, so it would append, connect or
-//! truncate where the guest may not. Refusing that at the start is the whole defence against what lies *on the way* to a
-//! file; what the file itself is, is looked at again when it is opened or dialled.
+//! A guest that may write to a directory can replace what lies in it: a console's file by a symbolic link, a
+//! socket by another one, the memory of a link by a shorter file. The PMM has more rights than its guest, so
+//! it would then append, connect or truncate where the guest may not. Refusing such paths at the start is the
+//! whole defence for the directories *on the way* to a file; the file itself is checked again when it is
+//! opened or connected to.
 //!
-//! Looked at is where paths lead on this machine: through symbolic links, each of which must lie apart, too, through
-//! mounts of the same directory elsewhere, and by the other names of the same file.
+//! Paths are compared by where they lead on this machine: through symbolic links, each of which must lie
+//! apart too, through mounts of the same directory elsewhere, and by other names (hard links) of the same
+//! file.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -52,7 +54,7 @@ struct Found<'t> {
 }
 
 impl Found<'_> {
-    /// Whether who may write here may change where a name leads.
+    /// Returns whether who may write here may change where a name leads.
     fn holds(&self, name: &Path, mounts: &Mounts) -> bool {
         (name != self.root && name.starts_with(&self.root))
             || mounts.place(name).is_some_and(|place| self.places.iter().any(|tree| place.is_below(tree)))
@@ -134,7 +136,7 @@ fn shown(claim: &Claim) -> String {
     }
 }
 
-/// Whether a file has hard links. What is only read or run may: a package manager makes some.
+/// Returns whether a file has hard links. What is only read or run may: a package manager makes some.
 fn has_other_names(claim: &Claim, path: &Path) -> bool {
     let has = || std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_dir() && meta.nlink() > 1);
     claim.part != Part::Input && has()

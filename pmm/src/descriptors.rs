@@ -1,7 +1,7 @@
-//! Who may hold how many descriptors. A process has one table of them, and a guest with a thousand connections, or a
-//! client with a thousand files, must not empty it for the other links. So all are counted at the start: what each part
-//! needs whatever happens, and what those whose peers open more and more may take at the most. What is refused later is
-//! refused to that peer.
+//! Budgets file descriptors. A process has one table of them, and a guest with a thousand connections, or a
+//! client with a thousand files, must not use up those of the other links. So each part of the program gets a
+//! share at the start: what it always needs, and the most that its peers may make it open. Beyond that share
+//! the peer is refused.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -119,8 +119,8 @@ fn divide(available: usize, needs: &[Need]) -> Result<Vec<usize>, usize> {
     Ok(needs.iter().map(|need| need.least + part(need)).collect())
 }
 
-/// How many this process may have, after it has asked for all that it may ask for. Many systems let a process have 1,024
-/// at first.
+/// Returns how many descriptors this process may have, after it has asked for all that it may ask for. Many
+/// systems let a process have 1,024 at first.
 fn raise() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -129,7 +129,7 @@ fn raise() -> usize {
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// How many are open: the standard ones, and what was inherited.
+/// Counts those that are open: the standard ones, and what was inherited.
 fn open() -> usize {
     // The one that reads the directory is in it.
     std::fs::read_dir("/proc/self/fd").map_or(3, |all| all.count().saturating_sub(1))

@@ -449,8 +449,8 @@ impl<'s, M: Mem> Link<'s, M> {
         outcome
     }
 
-    /// Whether a device asks for a ring where those of another one lie; then when that one was set up. If there are
-    /// several, the latest of them.
+    /// Returns whether a device asks for a ring where those of another one lie; then when that one was set
+    /// up. If there are several, the latest of them.
     fn evicts(&self, index: usize, region: ShmRegion, found: &Found) -> Option<Micros> {
         let Some(Some(seat)) = self.seats.get(index) else { return None };
         let place = seat.plain.asks_for(&seat.port, region, found)?;

@@ -58,8 +58,8 @@ impl Way {
     }
 }
 
-/// Whether a path leads into `/dev`, by symbolic links, too, where a name that is not there is that of a device, except
-/// for shared memory: nothing is made there.
+/// Returns whether a path leads into `/dev`, by symbolic links, too, where a name that is not there is that
+/// of a device, except for shared memory: nothing is made there.
 pub(crate) fn is_among_devices(path: &Path) -> bool {
     let way = Way::of(path);
     way.end().starts_with("/dev") && !way.end().starts_with("/dev/shm")
@@ -86,12 +86,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Whether it lies below another one.
+    /// Returns whether it lies below another one.
     pub(crate) fn is_below(&self, other: &Place) -> bool {
         self.device == other.device && self.path != other.path && self.path.starts_with(&other.path)
     }
 
-    /// Whether both are in one file system, so that one file may have a name in each place.
+    /// Returns whether both are in one file system, so that one file may have a name in each place.
     pub(crate) fn shares_device(&self, other: &Place) -> bool {
         self.device == other.device
     }
@@ -130,7 +130,7 @@ impl Mounts {
         Some(mount.place(name.strip_prefix(&mount.point).ok()?))
     }
 
-    /// The places of a directory and of all that is mounted below it.
+    /// Lists the places of a directory and of all that is mounted below it.
     pub(crate) fn tree(&self, directory: &Path) -> Vec<Place> {
         let below = self.0.iter().filter(|mount| mount.point.starts_with(directory));
         self.place(directory).into_iter().chain(below.map(|mount| mount.place(Path::new("")))).collect()

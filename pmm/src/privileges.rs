@@ -87,7 +87,7 @@ fn give_up(needed: CapabilitySet) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The names of what is left, and whether no program that this one starts can have more.
+/// Lists what is left, and whether no program that this one starts can have more.
 pub(crate) fn left() -> (Vec<String>, bool) {
     let names = LEFT.get().cloned().unwrap_or_default();
     (names, no_new_privs().unwrap_or(false))

@@ -141,7 +141,7 @@ impl Clients {
         })
     }
 
-    /// What the control socket tells.
+    /// Returns what the control socket tells.
     fn status(&self, share: &Share, listen: &str) -> ShareStatus {
         let client = |Client { who, connection, .. }: &Client| {
             let (fids, requests) = connection.counts();
@@ -175,7 +175,8 @@ impl Clients {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Whether one more may come. If there are as many as there may be, the first that says or holds nothing goes.
+    /// Returns whether one more may come. If there are as many as there may be, the first that says or holds
+    /// nothing goes.
     fn has_room(&self) -> bool {
         let mut live = self.live();
         if live.values().filter(|client| !client.leaving).count() < self.most {

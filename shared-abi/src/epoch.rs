@@ -149,9 +149,11 @@ impl PmmHalf {
         m.publish32(at(reg::EPOCH_SEEN), epoch);
     }
 
-    /// Ends the session after its devices are stopped and drained: a plain guest took over, or the guest's doorbell has
-    /// hung up, or its user's patience is over. It is a *publish* without new static words: the guest, if it lives, finds another PmmEpoch and says hello.
-    /// (Only storing EpochSeen := 0 would strand a guest that had not yet seen its epoch there.) Ring afterwards.
+    /// Ends the session once its devices are stopped and drained, because a plain guest took over, the
+    /// guest's doorbell has hung up, or the guest was silent for longer than its user allows. It is a
+    /// *publish* without new static words: a guest that is still alive finds another PmmEpoch and says hello.
+    /// (Only storing EpochSeen := 0 would strand a guest that had not yet seen its epoch there.) Ring
+    /// afterwards.
     pub fn end_session<M: Mem>(&mut self, m: &M, devices: usize) {
         *self = self.close_again(m, devices);
         self.open(m);

@@ -422,9 +422,10 @@ impl Mem for Region {
     }
 }
 
-/// Bulk copies that the compiler cannot see into. To one that it sees, shared memory is ordinary memory: it may read a
-/// source again in place of its copy, after the copy was checked, and a peer that writes meanwhile is undefined behaviour.
-/// An assembler block that calls the routine which the compiler would call is neither, and just as fast.
+/// Bulk copies that are opaque to the compiler. If it saw them, it would treat shared memory as ordinary
+/// memory: it could read the source again instead of the copy that was checked, and a concurrent write by the
+/// peer would be undefined behaviour. An assembler block that calls the routine which the compiler would call
+/// has neither problem, and is just as fast.
 ///
 /// Rejected: volatile words, which no compiler moves in runs, and `rep movsb`, which is slow for headers.
 #[cfg(all(any(all(target_arch = "x86_64", unix), target_arch = "aarch64", target_arch = "arm"), not(miri)))]

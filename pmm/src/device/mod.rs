@@ -30,7 +30,8 @@ pub trait Device<M: Mem> {
     fn config(&self, _into: &mut [u8]) -> usize {
         0
     }
-    /// Whether the configuration has changed since this was asked last: then it is written anew, and the driver told.
+    /// Returns whether the configuration has changed since this was asked last: then it is written anew, and
+    /// the driver told.
     fn config_changed(&mut self) -> bool {
         false
     }

@@ -65,8 +65,9 @@ impl DatagramDoorbell {
         true
     }
 
-    /// Whether somebody still receives where the peer did. A socket that was killed leaves its file, and nothing is sent
-    /// to it while nothing is to be rung: only a connection tells, and wakes nobody. What forbids one says nothing.
+    /// Returns whether somebody still receives where the peer did. A process that was killed leaves its
+    /// socket's file, and while there is nothing to ring nothing is sent to it: only a trial connection
+    /// tells, and it wakes nobody. Any other error, such as missing permission, counts as present.
     fn is_there(&self) -> bool {
         let tried = UnixDatagram::unbound().and_then(|socket| socket.connect(&self.peer));
         !tried.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))

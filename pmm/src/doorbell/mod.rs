@@ -44,8 +44,8 @@ pub trait HostDoorbell: Send {
     /// Since when no peer is there; `None` if one is, or if this kind cannot tell.
     fn absent_since_us(&self) -> Option<u64>;
 
-    /// Whether the peer has hung up since the last call: whoever was there is not any more. Kinds that cannot know never
-    /// say so.
+    /// Returns whether the peer has hung up since the last call: whoever was there is not any more. Kinds
+    /// that cannot know never say so.
     fn has_hung_up(&mut self) -> bool {
         false
     }

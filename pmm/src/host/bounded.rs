@@ -1,8 +1,9 @@
 //! Files that this program writes for a long time: logs of consoles, and what went through a cable.
 //!
-//! They are opened once, before a guest says a word, and no path is followed after that. One with a bound is turned over
-//! when it is full: FILE becomes FILE.old, in the directory that was opened with it, and a new FILE begins. So two of
-//! them are the most that there is. `.old` and not a number, since the captures of several cards are FILE.1, FILE.2 ...
+//! They are opened once, before a guest says a word, and no path is followed after that. A file with a bound
+//! is rotated when it is full: FILE is renamed to FILE.old, in the directory that was opened with it, and a
+//! new FILE begins, so there are at most two. The suffix is `.old` and not a number, since the captures of
+//! several cards are FILE.1, FILE.2 ...
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -100,7 +101,7 @@ impl Bounded {
         &mut self.file
     }
 
-    /// Whether so many bytes more would exceed the bound of a file that has so many.
+    /// Returns whether so many bytes more would exceed the bound of a file that has so many.
     pub(super) fn is_full(&self, size: u64, more: u64) -> bool {
         self.bound.as_ref().is_some_and(|bound| size != 0 && size.saturating_add(more) > bound.max)
     }

@@ -1,9 +1,9 @@
-//! One job at a time for a thread that may block, given by a loop that must not.
+//! Hands jobs, one at a time, from a loop that must not block to a thread that may.
 //!
-//! No flag of a descriptor and no poll says whether a regular file takes a write at once: a frozen or remote file system
-//! holds it for as long as it likes. So whatever writes to one is a thread. It works on private memory, it is told of
-//! nothing but its job, and nobody ever waits for it, not even at the end. One that panics says so: its job would be
-//! under way for ever.
+//! Neither a descriptor flag nor poll tells whether a write to a regular file would block: a frozen or remote
+//! file system can hold it for any time. So every writer to such a file is a thread. It works on private
+//! memory, knows nothing but its job, and nobody ever waits for it, not even at the end. If it panics, that
+//! is reported, since its job would otherwise never end.
 
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -79,12 +79,12 @@ impl<J, O> Desk<J, O> {
         self.0.news.notify_one();
     }
 
-    /// What came of the job, once, when it is done.
+    /// Returns what came of the job, once, when it is done.
     pub(super) fn outcome(&self) -> Option<O> {
         self.0.top().outcome.take()
     }
 
-    /// Why there will be no outcome any more, if the thread has panicked. `what` is what it writes.
+    /// Returns why there will be no outcome any more, if the thread has panicked. `what` is what it writes.
     pub(super) fn failure(&self, what: &str) -> Option<String> {
         let panicked = self.0.top().panicked;
         panicked.then(|| {

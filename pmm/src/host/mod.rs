@@ -84,7 +84,7 @@ pub trait ByteEnd {
     /// See [`EndError`]; a direction that has ended is an error, never 0 bytes.
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EndError>;
 
-    /// The session has ended: what was tried and not taken is nobody's any more.
+    /// Forgets what was tried and not taken, because the session has ended.
     fn forget(&mut self) {}
 
     /// Columns and rows of the terminal, where there is one and it says so. It may change.

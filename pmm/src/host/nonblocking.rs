@@ -86,7 +86,7 @@ impl NonBlocking {
         self.output.outcome(took)
     }
 
-    /// The same, for one who wants to know why nothing was taken.
+    /// Does the same, for one who wants to know why nothing was taken.
     pub(super) fn try_write(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         if self.output.closed {
             return Err(Refusal::Ended(Errno::PIPE));
@@ -110,7 +110,7 @@ impl NonBlocking {
         }
     }
 
-    /// The input has not ended after all.
+    /// Notes that the input has not ended after all.
     pub(super) fn reopen_input(&mut self) {
         self.input.closed = false;
     }
@@ -134,7 +134,7 @@ impl NonBlocking {
         watches.add_hang_up(self.fd.as_raw_fd());
     }
 
-    /// Whether the peer has closed its end: it neither sends nor reads any more.
+    /// Returns whether the peer has closed its end: it neither sends nor reads any more.
     pub(super) fn is_hung_up(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -74,7 +74,7 @@ impl StateRecorder {
         })
     }
 
-    /// What a predecessor kept, if it was for a link like this one.
+    /// Returns what a predecessor kept, if it was for a link like this one.
     pub fn found(&self) -> Option<PlainRecord> {
         self.found
     }

@@ -4,11 +4,11 @@
 //! the program, Ctrl-A h helps, Ctrl-A Ctrl-A is a Ctrl-A. So the terminal is read even when no guest wants input, into
 //! a short type-ahead; a pipe is read only when the guest has room, and its bytes are not looked at.
 //!
-//! The terminal is the shell's as well. It is raw only while this program is in the foreground: a shell that stopped it, or
-//! put it in the background, has set the terminal for itself.
+//! The terminal is shared with the shell. It is raw only while this program is in the foreground: a shell
+//! that stopped it, or put it in the background, has set the terminal for itself.
 //!
-//! Output that cannot be written for a while waits, as with `file:`; where it is redirected into a file a thread writes it.
-//! When its reader is gone, what the guest writes goes nowhere, which is said once.
+//! Output that cannot be written for a while waits, as with `file:`; if it is redirected into a file, a
+//! thread writes it. When its reader is gone, further output is discarded, which is logged once.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -362,12 +362,12 @@ impl RawMode {
         Ok(RawMode(terminal.try_clone_to_owned()?))
     }
 
-    /// Whether the terminal is this program's. One that controls nobody, as in a test, is anybody's.
+    /// Returns whether the terminal is this program's. One that controls nobody, as in a test, is anybody's.
     fn is_in_foreground(&self) -> bool {
         rustix::termios::tcgetpgrp(&self.0).map_or(true, |group| group == rustix::process::getpgrp())
     }
 
-    /// The shell has the terminal: it has set it for itself, and there is nothing to be restored.
+    /// Leaves the terminal to the shell: it has set it for itself, and there is nothing to be restored.
     fn leave_to_shell(&self) {
         if let Ok(mut slot) = FOUND.lock() {
             *slot = None;

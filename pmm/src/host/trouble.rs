@@ -1,5 +1,6 @@
-//! What keeps output from being written for a while, a full disk or a broken one: it is said once and shown as long as it
-//! lasts, and the output waits and is tried again once a second. What is acknowledged is true.
+//! Output that cannot be written for a while, because the disk is full or broken. The error is logged once
+//! and shown in the status as long as it lasts; the output waits and is tried again once a second. Nothing is
+//! acknowledged before it is written.
 
 use std::borrow::Cow;
 
@@ -35,17 +36,17 @@ impl Trouble {
         &self.name
     }
 
-    /// Whether it is too early for another try.
+    /// Returns whether it is too early for another try.
     pub(super) fn is_pausing(&self) -> bool {
         self.pausing
     }
 
-    /// A try has worked.
+    /// Notes that a try has worked.
     pub(super) fn passed(&mut self) {
         (self.now, self.pausing, self.retry_us) = (None, false, None);
     }
 
-    /// A try has failed.
+    /// Notes that a try has failed.
     pub(super) fn met(&mut self, error: Errno) {
         (self.now, self.pausing) = (Some(error), true);
     }
@@ -86,7 +87,7 @@ impl Trouble {
         }
     }
 
-    /// A few words for the status, if there is any.
+    /// Returns a few words for the status, if there is any.
     pub(super) fn state(&self) -> Option<Cow<'static, str>> {
         Some(match self.now? {
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => "no space".into(),

@@ -5,12 +5,13 @@
 //! has granted the connection; where it does not, the client is closed. A guest that calls port P of the host reaches
 //! whoever listens at PATH_P.
 //!
-//! What the guest sends lies in one place for all connections until the socket has it, which is in the same turn of the
-//! loop as long as its client keeps up. Only a client that falls behind gets a room of its own for what it has not read,
-//! once; as much credit has the guest. So a slow client costs 64 KiB and holds up nobody, and one that keeps up nothing.
+//! All connections share one buffer for what the guest sends. It is empty again in the same turn of the loop
+//! as long as the client's socket accepts the bytes. A client that falls behind gets a buffer of its own,
+//! once, as large as the guest's credit. So a slow client costs 64 KiB and delays no other, and one that
+//! keeps up costs nothing.
 //!
-//! A packet is short, so as much as the guest has credit for is read from a socket at once, and waits in one place for all
-//! connections until the guest has buffers for it.
+//! Packets are short, so a socket is read up to the guest's credit in one call. The bytes wait in a buffer
+//! that all connections share until the guest has posted buffers for them.
 //!
 //! The event loop's own list, made anew for each wait, would be a thousand entries long here. So this end has an epoll
 //! of its own, of which the loop watches one descriptor. It is edge-triggered: what the device has no use for at the

@@ -76,7 +76,7 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
             }
             Err(Trouble::TooLong) => {
                 return refused(format!(
-                    "{}: the answer has more than {MAX_ANSWER} bytes, which no pmm's has; what listens there is something else",
+                    "{}: the answer has more than {MAX_ANSWER} bytes, more than a pmm ever sends; another program listens there",
                     path.display()
                 ));
             }
@@ -86,14 +86,14 @@ pub fn status(request: &StatusRequest, out: &mut dyn Write) -> Result<(), Failur
             Ok(value) => value,
             Err(_) => {
                 return refused(format!(
-                    "{}: the answer is none of a pmm's; what listens there is something else",
+                    "{}: the answer is not a status of pmm; another program listens there",
                     path.display()
                 ));
             }
         };
         for condition in conditions {
             if let Some(why) = condition.never(&last) {
-                return refused(format!("--wait-for '{condition}': it will not be so; {why}"));
+                return refused(format!("--wait-for '{condition}': it can never hold; {why}"));
             }
         }
         if !conditions.iter().all(|condition| condition.holds(&last)) {
@@ -186,8 +186,8 @@ impl Answers<'_> {
     }
 }
 
-/// A line of JSON for a terminal: what would move a cursor or deceive the eye is written as JSON writes control
-/// characters, so that it means the same.
+/// Makes a line of JSON safe for a terminal: what would move a cursor or deceive the eye is written as JSON
+/// writes control characters, so that it means the same.
 pub(super) fn printable_json(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     for char in line.chars() {
@@ -212,7 +212,8 @@ fn unmet<'c>(conditions: &'c [Condition], last: &Value) -> Option<(&'c Condition
     Some((condition, condition.find(last).map_or("not there".into(), Value::to_string)))
 }
 
-/// What one answers that has just been connected to; `None` if it does not, or nothing that makes sense.
+/// Asks for the snapshot of one that has just been connected to; `None` if it does not, or nothing that makes
+/// sense.
 pub(super) fn snapshot(stream: &UnixStream) -> Option<Status> {
     let mut to = stream;
     to.write_all(b"status\n").ok()?;
@@ -220,7 +221,7 @@ pub(super) fn snapshot(stream: &UnixStream) -> Option<Status> {
     serde_json::from_str(&line).ok()
 }
 
-/// The socket that was named, that of the PMM that was named, or that of the only one that runs.
+/// Finds the socket that was named, that of the PMM that was named, or that of the only one that runs.
 fn find(request: &StatusRequest) -> Result<(PathBuf, UnixStream), Failure> {
     if let Some(name) = &request.name {
         return find_by_name(name);

@@ -59,8 +59,8 @@ pub struct Board {
     latest: Mutex<LinkStatus>,
 }
 
-/// How often a link that is followed leaves a snapshot at the most, in microseconds: often enough for a reader, seldom
-/// enough for a link under load, whose every turn would make one otherwise.
+/// Limits how often a link that is followed leaves a snapshot, in microseconds: often enough for a reader,
+/// and seldom enough for a link under load, which would otherwise make one in every turn.
 const PACE_US: u64 = 10_000;
 
 /// The link's side of a [`Board`] that is followed: when it last left a snapshot.
@@ -72,7 +72,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// When a snapshot is due that was passed over.
+    /// Returns when a snapshot is due that was passed over.
     pub fn deadline_us(&self) -> Option<u64> {
         self.owes.then_some(self.next_us)
     }
@@ -148,7 +148,7 @@ impl Board {
         self.answered.load(Ordering::Acquire)
     }
 
-    /// How many snapshots differed from the one before.
+    /// Returns how many snapshots differed from the one before.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }

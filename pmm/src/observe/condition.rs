@@ -108,8 +108,9 @@ impl Condition {
         find(snapshot, &self.path, Elements::There).ok()
     }
 
-    /// Why a snapshot has no place for it and never will, if so: the links of a PMM and their devices are the same from
-    /// its start to its end. But a link that has not started yet tells of no devices, and clients come and go.
+    /// Returns why a snapshot has no place for it and never will, if so: the links of a PMM and their devices
+    /// are the same from its start to its end. But a link that has not started yet tells of no devices, and
+    /// clients come and go.
     pub fn never(&self, snapshot: &Value) -> Option<String> {
         let missing = find(snapshot, &self.path, Elements::There).err()?;
         (!missing.may_come).then(|| missing.told())

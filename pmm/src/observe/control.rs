@@ -25,8 +25,9 @@ use crate::unix::{Listener, Spot, dial};
 
 /// Clients at one time. One more takes the place of whoever has been silent for longest.
 const MAX_CLIENTS: usize = 64;
-/// How long a link may take for a snapshot, in microseconds; after that, what was last known of it is told. A link looks
-/// up many times a second, so one that does not is stuck, on a file system that is frozen perhaps.
+/// Bounds how long a link may take for a snapshot, in microseconds; after that its last known one is
+/// reported. A link checks many times a second, so one that does not answer is stuck, perhaps on a frozen
+/// file system.
 const PATIENCE_US: u64 = 3_000_000;
 /// How often a link that is followed is asked whether it still answers, in microseconds.
 const ASK_US: u64 = 1_000_000;
@@ -332,7 +333,7 @@ impl Links<'_> {
         self.owed.iter_mut().zip(self.boards).map(|(owed, board)| owed.ask(board, self.now_us)).collect()
     }
 
-    /// Whether each has answered, or is not waited for any longer.
+    /// Returns whether each has answered, or is not waited for any longer.
     fn have_answered(&self, numbers: &[u64]) -> bool {
         let mut all = self.boards.iter().zip(&*self.owed).zip(numbers);
         all.all(|((board, owed), number)| board.answered() >= *number || owed.is_late(self.now_us))
@@ -363,12 +364,12 @@ impl Client {
         Client { stream, active_us, question, waiting, want: Want::Nothing, ended: false, gone: false }
     }
 
-    /// Whether nothing is under way for it but what it does not read.
+    /// Returns whether nothing is under way for it but what it does not read.
     fn is_idle(&self) -> bool {
         matches!(self.want, Want::Nothing) || !self.waiting.is_empty()
     }
 
-    /// When it is told of a link that does not answer.
+    /// Returns when it is told of a link that does not answer.
     fn deadline_us(&self, owed: &[Owed]) -> Option<u64> {
         let told = match &self.want {
             Want::Changes(Some(told)) => told.as_slice(),

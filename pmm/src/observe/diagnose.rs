@@ -60,7 +60,7 @@ impl Seen {
     }
 }
 
-/// What is wrong, as far as it can be seen; nothing if nothing is.
+/// Says what is wrong, as far as it can be seen; nothing if nothing is.
 pub fn diagnose(seen: &Seen, region: &RegionStatus) -> Option<String> {
     let RegionStatus { base, size, source, offset, .. } = region;
     let place = format!("{size:#x} bytes at {base:#x}, which are those at {offset:#x} of {source}");
@@ -112,12 +112,12 @@ impl Diagnosis {
         }
     }
 
-    /// When it is to be asked next.
+    /// Returns when it is to be asked next.
     pub fn deadline(&self) -> Option<u64> {
         self.due
     }
 
-    /// What was found last, for the status; empty if nothing is wrong.
+    /// Returns what was found last, for the status; empty if nothing is wrong.
     pub fn said(&self) -> &str {
         &self.said
     }

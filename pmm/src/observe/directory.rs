@@ -18,13 +18,13 @@ use crate::host::{Entropy, SystemEntropy};
 /// Longest path that a socket address holds: 108 bytes with the final zero.
 pub(crate) const SOCKET_PATH: usize = 107;
 
-/// Where sockets of this user are by default. The same in all of a process.
+/// Returns where sockets of this user are by default. The same in all of a process.
 pub(crate) fn directory() -> PathBuf {
     static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
     CHOSEN.get_or_init(|| runtime().unwrap_or_else(|| chosen(Path::new("/tmp")))).clone()
 }
 
-/// Every directory that may be such a one and belongs to this user.
+/// Lists every directory that may be such a one and belongs to this user.
 pub(super) fn directories() -> Vec<PathBuf> {
     match runtime() {
         Some(dir) => vec![dir],
@@ -80,7 +80,7 @@ fn prefix() -> String {
     format!("pmm-{}", rustix::process::geteuid().as_raw())
 }
 
-/// Whether something of this owner and mode can be changed by nobody but this user.
+/// Returns whether something of this owner and mode can be changed by nobody but this user.
 fn is_private(owner: u32, mode: u32) -> bool {
     owner == rustix::process::geteuid().as_raw() && mode & 0o022 == 0
 }

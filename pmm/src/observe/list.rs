@@ -25,7 +25,7 @@ struct Entry {
     control: String,
 }
 
-/// Those that answer, with their sockets, and the sockets of those that do not.
+/// Lists those that answer, with their sockets, and the sockets of those that do not.
 pub(super) fn survey() -> (Vec<(Found, Status)>, Vec<Found>) {
     let (mut there, mut silent) = (Vec::new(), Vec::new());
     for found in directory::directories().iter().flat_map(|dir| control::discover(dir)) {
@@ -38,7 +38,7 @@ pub(super) fn survey() -> (Vec<(Found, Status)>, Vec<Found>) {
     (there, silent)
 }
 
-/// Whether `pmm status NAME` means this one: by a link, a directory or the process id.
+/// Returns whether `pmm status NAME` means this one: by a link, a directory or the process id.
 pub(super) fn is_called(status: &Status, name: &str) -> bool {
     status.links.iter().any(|link| link.name == name)
         || status.shares.iter().any(|share| share.name == name)

@@ -62,7 +62,8 @@ impl LastLine {
     }
 }
 
-/// Whether text has an escape sequence that does more than to colour it or to clear the rest of its line.
+/// Returns whether text has an escape sequence that does more than to colour it or to clear the rest of its
+/// line.
 fn moves(text: &[u8]) -> bool {
     let mut rest = text;
     while let Some(at) = rest.iter().position(|byte| *byte == 0x1b) {
@@ -96,7 +97,7 @@ pub(crate) fn begin(terminal: BorrowedFd<'_>) {
     *last() = LastLine { shared: log.is_some() && log == device(terminal), ..LastLine::new() };
 }
 
-/// It is the log's alone again, from the next line on.
+/// Gives it back to the log alone, from the next line on.
 pub(crate) fn end() {
     last().over = true;
 }

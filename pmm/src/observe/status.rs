@@ -278,7 +278,7 @@ impl Status {
         Status { pmm, links: vec![link], shares: vec![share] }
     }
 
-    /// Whether a field may be null.
+    /// Returns whether a field may be null.
     pub(super) fn may_be_null(field: &str) -> bool {
         matches!(field, "error" | "driver_epoch" | "silent_for" | "last_refusal")
     }

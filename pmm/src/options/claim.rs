@@ -42,7 +42,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Whether both cannot be there, if they are the same file.
+    /// Returns whether both cannot be there, if they are the same file.
     fn excludes(&self, other: &Claim) -> bool {
         use Part::{Cable, Card, Input, Region};
         !matches!(
@@ -51,7 +51,7 @@ impl Claim {
         )
     }
 
-    /// Whether two claims clash whose paths have become these.
+    /// Returns whether two claims clash whose paths have become these.
     pub(crate) fn clashes(&self, path: &Path, other: &Claim, other_path: &Path) -> bool {
         self.excludes(other)
             && (path == other_path
@@ -60,7 +60,8 @@ impl Claim {
     }
 }
 
-/// Whether a guest whose sockets are at `path` reaches `other` by calling a port: it is `path`, `_` and a number.
+/// Returns whether a guest whose sockets are at `path` reaches `other` by calling a port: it is `path`, `_`
+/// and a number.
 fn is_port_of(path: &Path, other: &Path) -> bool {
     let port = || {
         let name = other.file_name()?.as_bytes().strip_prefix(path.file_name()?.as_bytes())?;
@@ -72,7 +73,7 @@ fn is_port_of(path: &Path, other: &Path) -> bool {
     path.parent() == other.parent() && port() == Some(true)
 }
 
-/// All of a run, but for the directories that guests see.
+/// Lists all of a run, but for the directories that guests see.
 pub(crate) fn claims(links: &[LinkDescription], control: Option<&Path>) -> Vec<Claim> {
     let mut all = Vec::new();
     for link in links {

@@ -134,11 +134,11 @@ pub struct LinkOptions {
     #[arg(long, value_name = "A", help_heading = "Region")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shmem_addr: Option<Number>,
-    /// Size of the region in bytes; a multiple of 4096
+    /// Size of the region in bytes; a multiple of 4096, less than 4G
     #[arg(long, value_name = "N", help_heading = "Region")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shmem_size: Option<Number>,
-    /// The region is in this file, which an emulator may map too; made if it does not exist
+    /// The region is in this file, which an emulator may map too; made if it does not exist or is empty
     #[arg(long, value_name = "PATH", help_heading = "Region")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shmem_file: Option<PathBuf>,
@@ -163,22 +163,22 @@ pub struct LinkOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<PathBuf>,
 
-    /// How the two sides wake each other: unix-stream:PATH[,listen] (one byte is one doorbell: a chardev socket of
-    /// QEMU), unix-dgram:bind=PATH,peer=PATH (one datagram is one doorbell), poll[:MICROSECONDS] (none; memory is
-    /// looked at again and again) [default: poll]
+    /// How the two sides wake each other: unix-stream:PATH[,listen] (one byte is one doorbell: a chardev
+    /// socket of QEMU), unix-dgram:bind=PATH,peer=PATH (one datagram is one doorbell), poll[:MICROSECONDS]
+    /// (none; memory is polled, every 1 to 1000000 microseconds) [default: poll:1000]
     #[arg(long, value_name = "DOORBELL", help_heading = "Doorbell")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doorbell: Option<Doorbell>,
-    /// End the session of a guest that has not acted on a doorbell for so long [default: never; a guest that computes or
-    /// stands at a breakpoint is silent, too]
+    /// End the session of a guest that has not acted on a doorbell for SECONDS, at least 1 [default: never; a
+    /// guest that computes or stands at a breakpoint is silent, too]
     #[arg(long, value_name = "SECONDS", help_heading = "Doorbell")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gone_after: Option<Number>,
 
-    /// Let the guest use a directory of this host, which it mounts by TAG; with ',ro' it can change nothing, with
-    /// ',squash' every file appears to belong to whoever runs pmm (',squash=UID:GID': to that user and group), with
-    /// ',map=GUEST:HOST:COUNT' the guest's users from GUEST on are this host's from HOST on; with ',fids=N' it may hold N names at a time, 64 to
-    /// 1M (64K); may repeat
+    /// Let the guest use a directory of this host, which it mounts by TAG. ',ro' makes it read-only; with
+    /// ',squash' every file appears to belong to whoever runs pmm (',squash=UID:GID': to that user and
+    /// group); ',map=GUEST:HOST:COUNT' maps COUNT users and groups from GUEST on to those of this host from
+    /// HOST on; ',fids=N' is the most fids of the guest, 64 to 1M [default: 64K]. May repeat
     #[arg(long = "9p", value_name = "DIR,TAG[,ro][,squash|,map][,fids]", action = clap::ArgAction::Append, help_heading = "Devices")]
     #[serde(rename = "9p", skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<SharedDirectory>,
@@ -217,10 +217,11 @@ pub struct LinkOptions {
     #[arg(long, value_name = "N", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rng_pool: Option<Number>,
-    /// Offer a network card whose cable leads: as mode=user[,forward=[ADDRESS/]HOST:GUEST] to the host's network through
-    /// passt, without rights; as mode=tap[,tapif=NAME] to an interface of this host; as
-    /// mode=socket,stream=unix:PATH|tcp:ADDRESS:PORT[,listen] or mode=socket,dgram=unix:PATH,peer=unix:PATH to another
-    /// pmm or a QEMU; as mode=none nowhere. With [,mac=ADDRESS][,mtu=BYTES]; may repeat [alone: mode=user]
+    /// Offer a network card, by where its cable leads: mode=user[,forward=[ADDRESS/]HOST:GUEST][,passt=PATH]
+    /// to the host's network through passt, without rights; mode=tap[,tapif=NAME] to an interface of this
+    /// host; mode=socket,stream=unix:PATH|tcp:ADDRESS:PORT[,listen] or
+    /// mode=socket,dgram=unix:PATH,peer=unix:PATH (or udp:ADDRESS:PORT for both) to another pmm or a QEMU;
+    /// mode=none nowhere. With [,mac=ADDRESS][,mtu=BYTES]; may repeat [alone: mode=user]
     #[arg(long, value_name = "CABLE", num_args = 0..=1, default_missing_value = "mode=user", action = clap::ArgAction::Append, help_heading = "Devices")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub network: Vec<Network>,
@@ -233,13 +234,13 @@ pub struct LinkOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_pool: Option<Number>,
     /// Note every frame of the card in this file (pcapng); of several cards, in FILE, FILE.1, FILE.2 ... With max=SIZE
-    /// a full file becomes FILE.old, and a new one begins
+    /// (at least 256K) a full file becomes FILE.old, and a new one begins
     #[arg(long, value_name = "FILE[,max=SIZE]", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pcap: Option<BoundedFile>,
-    /// Offer a console that ends at: stdio (or virtio, the same; Ctrl-A x ends, Ctrl-A h helps), pty[:LINK] (a new
-    /// pseudo-terminal), unix:PATH (a listening socket), file:PATH[,max=SIZE] (output is appended; a full file becomes
-    /// PATH.old)
+    /// Offer a console that ends at: stdio (or virtio, the same; Ctrl-A x ends, Ctrl-A h helps), pty[:LINK]
+    /// (a new pseudo-terminal), unix:PATH (a listening socket), file:PATH[,max=SIZE] (output is appended; a
+    /// full file becomes PATH.old, SIZE is at least 256K)
     #[arg(long, value_name = "END", help_heading = "Devices")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleEnd>,
@@ -277,9 +278,9 @@ enum Sub {
     /// Serve a guest (with --config: several) until it is told to end
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
-    /// Show the links, devices, queues and counters of a running pmm
+    /// Show the links, devices, queues and counters of a running pmm, or the clients of a serve-9p
     Status(StatusRequest),
-    /// List each running pmm and serve-9p of this user: process, name, links, control socket
+    /// List each running pmm and serve-9p of this user: process, name, what it serves, control socket
     List(ListRequest),
     /// Serve a directory to any client of 9P2000.L until it is told to end
     #[command(name = "serve-9p", after_help = SHARE_HELP)]
@@ -302,7 +303,8 @@ struct RunArgs {
     /// Read the links from this TOML file instead: a [[link]] each, whose keys are the options' names
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     config: Option<PathBuf>,
-    /// Where `pmm status` asks [default: in $XDG_RUNTIME_DIR/pmm, printed at the start]
+    /// Where 'pmm status' asks [default: in $XDG_RUNTIME_DIR/pmm, /run/user/UID/pmm (root: /run/pmm) or
+    /// /tmp/pmm-UID, printed at the start]
     #[arg(long, value_name = "PATH", help_heading = "Process")]
     control: Option<PathBuf>,
     /// Give up when the peer of a doorbell is absent for so long [default: wait for ever]
@@ -396,7 +398,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failur
     }
 }
 
-/// What is missing, as clap tells, but for what was there and refused; `None` if nothing else is.
+/// Says what is missing, as clap tells, but for what was there and refused; `None` if nothing else is.
 fn missing(all: &[String], given: &Given) -> Option<String> {
     let name =
         |arg: &str| arg.split([' ', '=']).next().unwrap_or_default().trim_start_matches('-').to_string();
@@ -489,7 +491,7 @@ fn run(args: RunArgs, given: Given, mut refusals: Refusals) -> Result<Command, F
     }))
 }
 
-/// The options of a link that were given, by their names; `None` if none was.
+/// Lists the options of a link that were given, by their names; `None` if none was.
 fn given_of(link: &LinkOptions) -> Option<String> {
     if *link == LinkOptions::default() {
         return None;

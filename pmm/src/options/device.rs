@@ -115,7 +115,7 @@ impl DeviceDescription {
         }
     }
 
-    /// Whether it has this program's standard input and output.
+    /// Returns whether it has this program's standard input and output.
     pub(super) fn has_the_terminal(&self) -> bool {
         matches!(self, DeviceDescription::Console(console) if console.end == ConsoleEnd::Stdio)
     }

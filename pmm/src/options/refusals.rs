@@ -56,7 +56,7 @@ impl Given {
         self.places.get(option).copied().or(self.end).unwrap_or(BEHIND_ALL)
     }
 
-    /// Whether it was refused.
+    /// Returns whether it was refused.
     pub(super) fn is_refused(&self, option: &str) -> bool {
         self.refused.contains(option)
     }

@@ -116,7 +116,8 @@ pub(super) struct ShareArgs {
     /// What 'pmm list' and 'pmm status' call it [default: the directory's own name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Where 'pmm status' asks [default: in $XDG_RUNTIME_DIR/pmm or /tmp/pmm-UID, printed at the start]
+    /// Where 'pmm status' asks [default: in $XDG_RUNTIME_DIR/pmm, /run/user/UID/pmm (root: /run/pmm) or
+    /// /tmp/pmm-UID, printed at the start]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// The least severe message that is logged [default: info]

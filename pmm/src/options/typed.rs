@@ -104,7 +104,7 @@ fn take(command: &Command, word: &OsStr, rest: &mut &[OsString]) -> Typed {
     typed
 }
 
-/// Whether a word can only be a value.
+/// Returns whether a word can only be a value.
 fn is_value(word: &OsStr) -> bool {
     word == "-" || !word.as_encoded_bytes().starts_with(b"-")
 }

@@ -123,7 +123,7 @@ pub const DEFAULT_POLL_MICROS: u32 = 1000;
 /// What a link or a served directory may be called, for a message: its name becomes part of files' names.
 pub(super) const NAME: &str = "use 1 to 32 letters, digits, '.', '_' and '-', not '.' or '-' first";
 
-/// Whether something may be called so.
+/// Returns whether something may be called so.
 pub(super) fn is_name(name: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=32).contains(&name.len()) && name.chars().all(fine) && !name.starts_with(['.', '-'])
@@ -306,7 +306,7 @@ pub struct SharedDirectory {
     pub fids: usize,
 }
 
-/// How many fids a client may have: `word` is the option as it is written.
+/// Reads how many fids a client may have: `word` is the option as it is written.
 pub(super) fn fids(word: &str, text: &str) -> Result<usize, BadValue> {
     let number = text.parse::<Number>().ok().and_then(|Number(number)| usize::try_from(number).ok());
     number.filter(|number| FIDS.contains(number)).ok_or_else(|| {

@@ -115,8 +115,8 @@ impl Mapping {
         self.check()
     }
 
-    /// Whether part of the region was gone when it was needed. The memory of this process is whole, with zeroes in that
-    /// place, and the guest does not see it.
+    /// Returns whether part of the region was gone when it was needed. The memory of this process is whole,
+    /// with zeroes in that place, and the guest does not see it.
     pub fn is_lost(&self) -> bool {
         self.guarded.is_lost()
     }
@@ -157,7 +157,7 @@ impl Mapping {
         &self.notes
     }
 
-    /// What the user most likely did not mean.
+    /// Lists what the user most likely did not mean.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

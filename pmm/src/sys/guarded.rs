@@ -46,7 +46,7 @@ impl Guarded {
         }
     }
 
-    /// Whether a page of it was gone when it was needed.
+    /// Returns whether a page of it was gone when it was needed.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
@@ -65,7 +65,8 @@ impl Guarded {
     }
 }
 
-/// A system call failed with EFAULT on memory at `address`: to the kernel, what is SIGBUS to a program.
+/// Notes that a system call failed with EFAULT on memory at `address`: to the kernel, what is SIGBUS to a
+/// program.
 pub(super) fn note_fault(address: NonNull<u8>) {
     if let Some(one) = Guarded::find(address.addr().get()) {
         one.lost.store(true, Ordering::Release);

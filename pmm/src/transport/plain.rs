@@ -250,7 +250,7 @@ impl PlainDevice {
     pub const fn is_orphan(&self) -> bool {
         matches!(self.state, State::Orphan)
     }
-    /// Whether it waits to be set up again, since its guest seems to have rebooted.
+    /// Returns whether it waits to be set up again, since its guest seems to have rebooted.
     pub const fn is_held(&self) -> bool {
         matches!(self.state, State::Held)
     }

@@ -413,9 +413,9 @@ impl<'s> DeviceRing<'s> {
         self.clear(m);
     }
 
-    /// Says that the position with which the ring was started is only what memory held: a guest that counts on in memory
-    /// goes on from there, one that counts from 0 does not. So a first available index that cannot come after that
-    /// position, and can come after 0, is taken as such.
+    /// Marks the ring's start position as uncertain, because it was only read from memory: a guest may
+    /// continue from the index in memory, or count from 0 again. If the first available index cannot follow
+    /// the start position but can follow 0, the ring starts at 0.
     pub fn doubt_position(&mut self) {
         self.alleged = true;
     }

@@ -181,13 +181,13 @@ impl<E: FrameEnd, B: AsMut<[u8]>> Net<E, B> {
         Ok(true)
     }
 
-    /// Asks the host end for a frame. None: it was one that cannot be delivered, and is dropped.
+    /// Asks the host end for a frame. `None` if the frame cannot be delivered and was dropped.
     fn arrival(&mut self) -> Result<Option<(Offload, usize)>, EndError> {
         let into = self.arrivals.as_mut().get_mut(HEADER..).unwrap_or(&mut []);
         let most = into.len();
         let (offload, len) = self.end.receive(into)?;
-        // What the guest has not accepted cannot be left to it, and without it the frame is a wrong one: its checksum is
-        // half a checksum, or it is as long as many.
+        // A frame that needs an offload the guest has not accepted cannot be delivered: its checksum is
+        // partial, or it is as long as several frames.
         let header = Header::emit(&offload, 0);
         let Ok(offload) = header.parse(Allowed::to_driver(self.features), len) else {
             self.end.dropped(Dropped::NotAccepted);

@@ -1,11 +1,11 @@
-//! As whom a request of a mapped client is carried out.
+//! Carries out the requests of a mapped client as the host user that the client maps to.
 //!
-//! `map=` promises what a user namespace gives: a guest's user is one of this host's, and its root is root over the files
-//! of the users that are mapped, and over no others. So every system call that asks for permissions runs with that
-//! user's numbers, in this thread alone, without groups and without the rights of root, and the kernel decides. Where the
-//! client's root acts on files of mapped owners, the rights that root of a namespace has over them are added: the kernel
-//! looks at the owner in the same way (`capable_wrt_inode_uidgid`). What a client has open was decided on when it was
-//! opened.
+//! `map=` promises what a user namespace gives: each guest user is one of this host's users, and the guest's
+//! root is root over the files of mapped users and over no others. So every system call that checks
+//! permissions runs with that user's ids, in this thread only, without supplementary groups and without
+//! root's capabilities, and the kernel decides. Where the client's root acts on files with mapped owners, it
+//! also gets the capabilities that a namespace's root has over them: the kernel checks the owner in the same
+//! way (`capable_wrt_inode_uidgid`). Access through an open file was decided when the file was opened.
 //!
 //! A thread cannot enter a user namespace of its own while the process has others, which would be simpler.
 
@@ -49,7 +49,7 @@ impl<'a> On<'a> {
 }
 
 impl Export {
-    /// Whether this process can be the users that the rules speak of.
+    /// Returns whether this process can be the users that the rules speak of.
     pub(super) fn can_act(ids: Ids) -> bool {
         let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | ALL;
         !matches!(ids, Ids::Map { .. }) || capabilities(None).is_ok_and(|has| has.effective.contains(needed))

@@ -22,14 +22,15 @@ const RANGES: usize = 4096;
 /// Bytes of a client's name that are kept; Linux's have 64 at most. A longer one is left out of answers.
 const CLIENT_NAME: usize = 64;
 
-/// How long a lock that is taken is waited for here, for a client that would wait. Linux's wakes its next waiter before it
-/// gives the lock up, so that the waiter's request may overtake the holder's; refused, it would ask again after 30 s.
+/// Bounds how long the server waits for a lock that is held, if the client asks to wait. Linux's client wakes
+/// its next waiter before it releases the lock, so the waiter's request may overtake the release; if refused,
+/// it would retry after 30 s.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// When it is looked at again though nobody has said that it is free: the end of an open file is told shortly before the
-/// kernel frees its locks, and a program of this host tells nobody.
+/// Bounds the time until it retries without having been notified: the end of an open file is reported shortly
+/// before the kernel frees its locks, and a program of this host reports nothing.
 const AGAIN: Duration = Duration::from_millis(20);
-/// Requests of a client that wait so at a time, of the [`THREADS`](super::THREADS) that it has: the one that frees the lock
-/// must find a thread, too.
+/// Bounds the requests of a client that wait for locks at a time, of the [`THREADS`](super::THREADS) that it
+/// has: a thread must be free for the request that releases the lock.
 const WAITING: usize = 2;
 
 /// Who has a lock, in a client's own words.
@@ -65,7 +66,7 @@ pub(super) struct Locks {
     freed: Condvar,
 }
 
-/// The bytes that a lock is about. Length 0 is all that follow.
+/// Returns the range of bytes that a lock covers. Length 0 is all that follow.
 fn bytes_of(lock: RangeLock) -> (u64, u64) {
     (lock.start, if lock.length == 0 { u64::MAX } else { lock.start.saturating_add(lock.length) })
 }
@@ -121,7 +122,7 @@ impl Locks {
         Ok(true)
     }
 
-    /// The same, and waits a moment for a lock that somebody else has.
+    /// Does the same, and waits a moment for a lock that somebody else has.
     fn set_patiently(&self, file: &OpenFile, owner: &Owner, asked: RangeLock) -> Result<bool, Errno> {
         let end = Instant::now() + PATIENCE;
         while !self.set(file, owner.clone(), asked)? {
@@ -147,7 +148,7 @@ impl Locks {
         self.freed.notify_all();
     }
 
-    /// The client's word for who holds a lock that the kernel has found in the way of `file`.
+    /// Returns the client's name for who holds a lock that the kernel has found in the way of `file`.
     fn owner(&self, file: &OpenFile, found: RangeLock) -> Option<Owner> {
         let (start, end) = bytes_of(found);
         let files = locked(&self.files);
@@ -192,7 +193,7 @@ impl Session {
         out.send(Reply::Lock { status: if done { lock::SUCCESS } else { lock::BLOCKED } })
     }
 
-    /// A place among the requests that wait, if this one would and there is one.
+    /// Takes a place among the requests that wait, if this one would and there is one.
     fn waiting(&self, flags: u32) -> Option<Waiting<'_>> {
         let more = |waiting: usize| (waiting < WAITING).then(|| waiting + 1);
         let place = flags & lock::BLOCK != 0
@@ -235,7 +236,7 @@ fn lock_kind(kind: u8) -> Result<LockKind, Errno> {
     })
 }
 
-/// The standard library's error as the client is told it.
+/// Returns the standard library's error as the client is told it.
 fn io_errno(error: &std::io::Error) -> Errno {
     match error.raw_os_error().and_then(|number| u32::try_from(number).ok()) {
         Some(number) => Errno(number),

@@ -89,7 +89,8 @@ impl Place {
         locked(&self.way).bytes.clone()
     }
 
-    /// It was moved, or something above it was. A way for which there is no room stays as it was, and is not found.
+    /// Notes that it, or a directory above it, was moved. A way for which there is no room stays as it was,
+    /// and is not found.
     pub(super) fn moved(&self, way: &[u8]) {
         let mut place = locked(&self.way);
         if let Ok(new) = Way::new(way, &place.room.clone()) {
@@ -97,7 +98,7 @@ impl Place {
         }
     }
 
-    /// The descriptor that was kept, if it still is.
+    /// Returns the descriptor that was kept, if it still is.
     pub(super) fn kept(&self) -> Option<Arc<Counted>> {
         self.used.store(true, Ordering::Relaxed);
         locked(&self.kept).clone()

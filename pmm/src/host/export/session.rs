@@ -103,7 +103,7 @@ impl Session {
         }
     }
 
-    /// Whether a version was agreed on.
+    /// Returns whether a version was agreed on.
     pub(crate) fn has_agreed(&self) -> bool {
         self.msize.load(Ordering::Acquire) != 0
     }
@@ -258,12 +258,12 @@ impl Session {
         Place::of(node, way, &self.ways, self.export.root.descriptors())
     }
 
-    /// As long as this is held, no way changes.
+    /// Locks the ways for reading: as long as this is held, none changes.
     pub(super) fn still(&self) -> RwLockReadGuard<'_, ()> {
         self.moving.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As long as this is held, nobody follows a way.
+    /// Locks the ways for writing: as long as this is held, nobody follows one.
     pub(super) fn moving(&self) -> RwLockWriteGuard<'_, ()> {
         self.moving.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -114,7 +114,7 @@ impl Connection {
         locked(&self.ended).clone()
     }
 
-    /// Whether it has said nothing yet that a client would.
+    /// Returns whether it has said nothing yet that a client would.
     pub(crate) fn is_mute(&self) -> bool {
         !self.session.has_agreed()
     }

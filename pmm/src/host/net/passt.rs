@@ -2,10 +2,11 @@
 //! ordinary program, answers its DHCP, and listens on the ports that are forwarded.
 //!
 //! The two are joined by a pair of sockets of which passt inherits one end, so there is no path, nobody else can come
-//! between, and when one of them is gone, however it went, the other one is told. A passt that dies is started again:
-//! after a second first, then more and more seldom, but for ever: what keeps it from living, such as a port that somebody
-//! else has or a host without a network, may pass. After a few short lives it is said once that the card goes nowhere,
-//! since it will say the same each time. What was under way in it is lost; the guest's card stays as it is.
+//! between, and when one of them is gone, however it went, the other one is told. A passt that dies is
+//! started again: after a second at first, then at growing intervals without limit, because the cause (a port
+//! that another program has, a host without a network) may go away. After a few short lives in a row the log
+//! says once that the card goes nowhere, since each further message would be the same. What was under way in
+//! it is lost; the guest's card stays as it is.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -240,7 +241,7 @@ const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
 /// The group of `nobody`, which passt becomes where root starts it.
 const NOBODY: u32 = 65_534;
 
-/// The groups that passt will have.
+/// Returns the groups that passt will have.
 fn groups() -> Vec<u32> {
     if rustix::process::geteuid().is_root() {
         return vec![NOBODY];
@@ -250,7 +251,8 @@ fn groups() -> Vec<u32> {
     groups
 }
 
-/// Whether a kernel that says `range` lets somebody of these groups ping. One that says nothing is not blamed.
+/// Returns whether a kernel that says `range` lets somebody of these groups ping. One that says nothing is
+/// not blamed.
 fn may_ping(range: &str, groups: &[u32]) -> bool {
     let mut ends = range.split_whitespace().map(str::parse::<u32>);
     match (ends.next(), ends.next()) {
@@ -267,7 +269,7 @@ fn spawn_with(command: &mut Command, its: OwnedFd) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// The program: as named, on PATH, or where the variable says; or why there is none.
+/// Finds the program: as named, on PATH, or where the variable says; or why there is none.
 pub(super) fn find(named: Option<&Path>) -> Result<PathBuf, String> {
     let program = |path: &Path| match std::fs::metadata(path) {
         Err(error) => Err(error.to_string()),
