@@ -428,6 +428,17 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_huge_pages_is_refused() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let Ok(huge) = rustix::fs::memfd_create("pmm-huge", flags) else {
+            eprintln!("SKIPPED: this kernel has no huge pages");
+            return;
+        };
+        let text = alone(Memory::Fd { fd: huge.as_raw_fd(), offset: 0 }).unwrap_err().to_string();
+        assert!(text.contains("huge pages"), "{text}");
+    }
+
+    #[test]
     fn a_memfd_travels_by_its_path_and_by_inheritance() {
         let one = alone(Memory::Memfd).unwrap();
         one.region().write32(64, 0xabcd);

@@ -13,6 +13,9 @@ use crate::failure::{Failure, refused};
 use crate::options::{Doorbell, LinkDescription, Memory};
 use crate::place::is_among_devices;
 
+/// What `statfs` calls hugetlbfs (`HUGETLBFS_MAGIC` of Linux).
+const HUGETLBFS: rustix::fs::FsWord = 0x9584_58f6;
+
 /// An open file that holds the region.
 pub(super) struct Source {
     pub(super) fd: OwnedFd,
@@ -149,8 +152,19 @@ impl Source {
         Ok(self.stat()?.st_size as u64)
     }
 
+    /// Whether the file lies on hugetlbfs.
+    fn has_huge_pages(&self) -> bool {
+        rustix::fs::fstatfs(&self.fd).is_ok_and(|system| system.f_type == HUGETLBFS)
+    }
+
     fn check_kind(&self) -> Result<(), Failure> {
         match FileType::from_raw_mode(self.stat()?.st_mode) {
+            // One page of a file that was cut short is replaced by itself, which a huge page does not allow: every link
+            // would end with it.
+            FileType::RegularFile if self.has_huge_pages() => refused(format!(
+                "{}: consists of huge pages, where whoever cuts it short would end every link; name a file on tmpfs, as in /dev/shm",
+                self.name
+            )),
             FileType::RegularFile => Ok(()),
             _ => refused(format!(
                 "{}: is not a regular file, and the memory of a device is mapped in a later version; name a file, as in /dev/shm",
