@@ -15,6 +15,8 @@ use crate::sys::pieces::Waiting;
 
 /// The number by which Linux knows a file system that is memory.
 const TMPFS: u64 = 0x0102_1994;
+/// Group and others may write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// What a lock protects here is whole after every statement, so a panic elsewhere does not spoil it.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,6 +51,11 @@ impl OpenFile {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let in_memory =
             rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
+        // A write waits for whoever else writes to the file: for ever, if that one's bytes come from memory that somebody
+        // holds back. So an account that may write there has the event loop in its hand.
+        let private = rustix::fs::fstat(&file).is_ok_and(|stat| {
+            stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & OTHERS_WRITE == 0
+        });
         OpenFile {
             file,
             identity: node.identity(),
@@ -58,7 +65,9 @@ impl OpenFile {
             directory: node.is_directory(),
             writable: flags & OFlags::RWMODE != OFlags::RDONLY,
             // No other file system: while one is frozen, even a write that may not wait does.
-            plain_writes: in_memory && !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
+            plain_writes: in_memory
+                && private
+                && !flags.intersects(OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC),
             waiting: if in_memory { Waiting::Memory } else { Waiting::Never },
             position: Mutex::new(()),
         }

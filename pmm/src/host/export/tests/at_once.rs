@@ -202,6 +202,19 @@ fn no_write_at_once_where_it_would_be_refused_appended_or_waits_for_the_disk() {
 }
 
 #[test]
+fn no_write_at_once_to_a_file_that_others_may_write_too() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::within(Path::new("/dev/shm"));
+    let mut client = Client::on(&folder);
+    for (fid, (mode, own)) in (1..).zip([(0o600, true), (0o644, true), (0o664, false), (0o666, false)]) {
+        let path = folder.write(&format!("tree/{fid}"), "0123456789");
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        client.reach_open(fid, &fid.to_string(), open::READ_WRITE);
+        assert_eq!(writes_at_once(&client, fid), own, "mode {mode:o}");
+    }
+}
+
+#[test]
 fn a_file_that_is_clunked_while_it_is_read_is_closed_when_the_clunk_is_answered() {
     let folder = Folder::within(Path::new("/dev/shm"));
     folder.write("tree/f", vec![b'x'; 3 * LEN as usize]);
