@@ -124,18 +124,37 @@ impl Entropy for Counter {
 
 /// Where a PMM keeps its record of a plain guest.
 #[derive(Clone, Default)]
-pub struct Notebook(Arc<Mutex<PlainRecord>>);
+pub struct Notebook(Arc<Mutex<Page>>);
+
+#[derive(Default)]
+struct Page {
+    kept: PlainRecord,
+    refusals: usize,
+}
 
 impl Notebook {
     /// What was kept last.
     pub fn kept(&self) -> PlainRecord {
-        *lock(&self.0)
+        lock(&self.0).kept
+    }
+    /// Cannot keep this many records, as while a disk is full.
+    pub fn refuse(&self, records: usize) {
+        lock(&self.0).refusals = records;
+    }
+    /// How many of those are still to be refused.
+    pub fn refusals(&self) -> usize {
+        lock(&self.0).refusals
     }
 }
 
 impl Recorder for Notebook {
     fn record(&mut self, record: &PlainRecord) -> bool {
-        *lock(&self.0) = *record;
+        let mut page = lock(&self.0);
+        if let Some(fewer) = page.refusals.checked_sub(1) {
+            page.refusals = fewer;
+            return false;
+        }
+        page.kept = *record;
         true
     }
 }

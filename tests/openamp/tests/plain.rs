@@ -541,6 +541,30 @@ fn a_completion_whose_interrupt_died_with_the_pmm_is_signalled_by_the_next_one()
 }
 
 #[test]
+fn a_device_that_was_stopped_while_the_record_could_not_be_kept_is_recorded_later() {
+    for refusals in [0, 1, 3] {
+        let mut board = Board::with(1);
+        old_image(&mut board, Generation::G3);
+        let notebook = board.0.borrow().pmm.notebook.clone();
+        assert_ne!(notebook.kept().devices[0].queues[0].size, 0);
+        // The console shows that the guest has rebooted, and nothing is set up that would be recorded by itself.
+        notebook.refuse(refusals);
+        board.0.borrow().pmm.m.publish32(0x270, 0);
+        board.0.borrow_mut().service();
+        let device = board.0.borrow().pmm.device(0);
+        assert!(device.held && !device.runs);
+        board.0.borrow_mut().pmm.pass(1_000_000);
+        assert_eq!(notebook.refusals(), 0, "it was not tried again");
+        let kept = notebook.kept();
+        assert_eq!(kept.devices[0].queues[0].size, 0, "a successor would take the old entropy up");
+        // A successor takes up none of them.
+        board.0.borrow_mut().pmm.restart(Some(kept));
+        board.0.borrow_mut().service();
+        assert!(!board.0.borrow().pmm.device(0).runs);
+    }
+}
+
+#[test]
 fn a_pmm_that_is_killed_between_two_queues_of_a_set_up_leaves_the_first_to_the_next() {
     let mut board = Board::with(1);
     let m = board.0.borrow().pmm.m;
