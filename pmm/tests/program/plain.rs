@@ -166,6 +166,28 @@ fn a_broken_plain_device_says_what_it_waits_for() {
 }
 
 #[test]
+fn a_guest_that_is_found_at_work_and_must_reboot_is_told_of() {
+    let dir = Dir::new();
+    let listener = UnixListener::bind(dir.path("bell")).unwrap();
+    let options = format!("--rng --doorbell unix-stream:{}", dir.text("bell"));
+    let mut running = dir.start(&options);
+    let (bell, _) = listener.accept().unwrap();
+    let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
+    Guest { ddr, bell }.boot(&dir, 0, "running");
+    // No record is kept, so the next one cannot go on.
+    running.signal(Signal::KILL);
+    running.0.wait().unwrap();
+    let mut running = dir.start(&options);
+    let log = BufReader::new(running.0.stderr.take().unwrap());
+    dir.wait_for("links.0.devices.rng.state=must-reboot");
+    // At its end the log is whole.
+    running.signal(Signal::TERM);
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    let lines: Vec<String> = log.lines().map(Result::unwrap).collect();
+    assert!(lines.iter().any(|line| line.contains("rng: must-reboot: ")), "{lines:?}");
+}
+
+#[test]
 fn output_that_a_file_refuses_waits_and_is_told_of() {
     use rustix::fs::{FileType, Mode, OFlags};
     let dir = Dir::new();
