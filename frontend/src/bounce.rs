@@ -14,7 +14,7 @@
 //! The lists are private, in the caller's storage. So a restart of the PMM costs nothing that is not in flight, and
 //! what is in flight is posted again, in order, or dropped: the two answers of [`InFlight`].
 
-use hvl_shared_abi::header::{Extent, Refused};
+use hvl_shared_abi::header::Extent;
 use hvl_shared_abi::layout::LINE;
 use hvl_shared_abi::ring::split::DriverSlot;
 use hvl_shared_abi::ring::{AddError, DriverRing, RingFault, Segment, Token};
@@ -122,19 +122,6 @@ pub enum Unfit {
     Legacy,
     /// The extension block cannot be used.
     Block(hvl_shared_abi::block::BlockError),
-}
-
-impl Unfit {
-    /// What the PMM is told of it.
-    pub(crate) fn refused(self) -> Refused {
-        match self {
-            Unfit::QueueTooLong { .. } => Refused::QueueTooLong,
-            Unfit::PoolTooSmall { .. } => Refused::PoolTooSmall,
-            Unfit::QueuesMissing => Refused::QueuesMissing,
-            Unfit::Legacy => Refused::Legacy,
-            Unfit::Block(error) => error.refused(),
-        }
-    }
 }
 
 impl core::fmt::Display for Unfit {

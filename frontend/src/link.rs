@@ -12,8 +12,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use hvl_shared_abi::block::{self, BlockError};
-use hvl_shared_abi::epoch::{DriverDevice, DriverHalf, Foreign, PmmLook, driver_bell};
-use hvl_shared_abi::header::{Extent, MAX_DEVICES, Refused};
+use hvl_shared_abi::epoch::{DriverHalf, Foreign, PmmLook, driver_bell};
+use hvl_shared_abi::header::{Extent, MAX_DEVICES};
 use hvl_shared_abi::{DeviceId, Mem, Window};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
@@ -102,20 +102,6 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
-    /// What the PMM is told of it.
-    fn refused(self) -> Refused {
-        match self {
-            // Never told: where the header is none of ours, nothing is stored behind it.
-            Refusal::Foreign(_) => Refused::BlockForeign,
-            Refusal::Block(error) => error.refused(),
-            Refusal::Base { .. } => Refused::Base,
-            Refusal::Length { .. } => Refused::Length,
-            Refusal::Identity { .. } => Refused::Identity,
-        }
-    }
-}
-
 impl core::fmt::Display for Refusal {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
@@ -141,9 +127,8 @@ impl core::error::Error for Refusal {}
 
 /// How the link stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-// So that storage that nobody uses yet is all zeros, which costs firmware no bytes of its image; and its words lie where
-// they are copied as words.
-#[repr(u32)]
+// So that storage that nobody uses yet is all zeros, which costs firmware no bytes of its image.
+#[repr(u8)]
 pub enum LinkState {
     /// No PMM is there, or it is starting.
     #[default]
@@ -570,10 +555,7 @@ impl<'s, B: Board> Link<'s, B> {
                     }
                     // The session's end is looked for before its words are believed to be wrong.
                     Err(_) if !epochs.half.in_session(m) => epochs.state = LinkState::Down,
-                    Err(refusal) => {
-                        DriverDevice(Window::LINK).refuse(m, refusal.refused());
-                        self.refuse(epochs, epochs.half.pmm(), refusal);
-                    }
+                    Err(refusal) => self.refuse(epochs, epochs.half.pmm(), refusal),
                 },
             },
             LinkState::Refused(_) if self.still_refused(epochs) => return false,
@@ -588,8 +570,7 @@ impl<'s, B: Board> Link<'s, B> {
 
     #[inline(never)]
     fn refuse(&self, epochs: &mut Epochs, pmm: u32, refusal: Refusal) {
-        epochs.refused = pmm;
-        epochs.state = LinkState::Refused(refusal);
+        (epochs.state, epochs.refused) = (LinkState::Refused(refusal), pmm);
         self.storage.pmm.store(0, Ordering::Relaxed);
         self.storage.count(Count::Refused, 1);
     }

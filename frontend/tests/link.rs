@@ -10,8 +10,8 @@ use hvl_frontend::device::console::{Console, ConsoleStorage, Options};
 use hvl_frontend::device::rng::{FillError, Rng, RngStorage};
 use hvl_frontend::device::{InFlight, NotNow, Unfit};
 use hvl_frontend::{AttachError, Board, Clock, Instant, Link, LinkState, LinkStorage, OpenError};
-use hvl_shared_abi::header::{Fault, Refused, reg};
-use hvl_shared_abi::{DeviceId, DeviceSpec, Layout, Mem, Window, block};
+use hvl_shared_abi::header::{Fault, reg};
+use hvl_shared_abi::{DeviceId, DeviceSpec, Layout, Mem, block};
 
 type TestLink = Link<'static, TestBoard>;
 type TestRng = Rng<'static, TestBoard>;
@@ -349,12 +349,6 @@ fn a_pmm_that_comes_back_with_another_layout_is_driven_as_well() {
     assert_eq!(console.read(&mut bytes), Ok(2));
 }
 
-/// What the PMM can read of a refusal in the window of a device.
-fn refusal(board: &TestBoard, index: usize) -> Option<Result<Refused, u32>> {
-    let window = Window::of(index).unwrap();
-    Refused::from_word(board.mem.read32(window.at(reg::DRIVER_FEATURES_HIGH)))
-}
-
 #[test]
 fn what_does_not_fit_is_said_and_costs_the_others_nothing() {
     let board = TestBoard::new();
@@ -364,27 +358,20 @@ fn what_does_not_fit_is_said_and_costs_the_others_nothing() {
     settle(&mut pmm, &link);
     let unfit = Unfit::QueueTooLong { entries: 128, storage: 64 };
     assert_eq!(console.status(), Some(DeviceStatus::Unfit(unfit)));
-    // The console, the first device here, is refused where the PMM can read why; entropy is not.
-    assert_eq!(refusal(&board, 0), Some(Ok(Refused::QueueTooLong)));
-    assert_eq!(refusal(&board, 1), None);
     assert_eq!(console.write(b"x"), Err(NotNow::LinkDown));
     assert_eq!(rng.status(), Some(DeviceStatus::Running));
     assert!(!link.prepare_sleep() && pmm.heard());
-    let one_queue = DeviceSpec { queues: [64, 0, 0, 0], ..DeviceSpec::CONSOLE };
-    let no_pool = DeviceSpec { pool: 64, ..DeviceSpec::CONSOLE };
-    for (spec, unfit, told) in [
-        (one_queue, Unfit::QueuesMissing, Refused::QueuesMissing),
-        (no_pool, Unfit::PoolTooSmall { bytes: 0 }, Refused::PoolTooSmall),
+    for (spec, unfit) in [
+        (DeviceSpec { queues: [64, 0, 0, 0], ..DeviceSpec::CONSOLE }, Unfit::QueuesMissing),
+        (DeviceSpec { pool: 64, ..DeviceSpec::CONSOLE }, Unfit::PoolTooSmall { bytes: 0 }),
     ] {
         let mut pmm = Pmm::start_for(&board, &[spec, DeviceSpec::RNG], u32::MAX).unwrap();
         settle(&mut pmm, &link);
         assert_eq!(console.status(), Some(DeviceStatus::Unfit(unfit)));
-        assert_eq!(refusal(&board, 0), Some(Ok(told)));
     }
     let mut pmm = Pmm::start_for(&board, &[DeviceSpec::RNG], u32::MAX).unwrap();
     settle(&mut pmm, &link);
     assert_eq!(console.status(), Some(DeviceStatus::Missing));
-    assert_eq!(refusal(&board, 0), None, "entropy works in the window whose device was refused before");
     entropy_comes(&mut rng, &mut pmm);
 }
 
@@ -697,24 +684,17 @@ fn a_firmware_for_another_layout_or_address_refuses() {
     let link = expecting(7);
     settle(&mut pmm, &link);
     assert_eq!(link.state(), LinkState::Refused(Refusal::Identity { alleged: layout.identity() }));
-    assert_eq!(refusal(&board, 0), Some(Ok(Refused::Identity)));
     assert!(!link.prepare_sleep());
     let mut elsewhere = board.clone();
     elsewhere.region.base = 0x2000_0000;
     let link = Link::attach(leak(LinkStorage::NEW), elsewhere).unwrap();
     settle(&mut pmm, &link);
     assert_eq!(link.state(), LinkState::Refused(Refusal::Base { alleged: BASE }));
-    assert_eq!(refusal(&board, 0), Some(Ok(Refused::Base)));
     let mut smaller = board.clone();
     smaller.region.len = 0x1_0000;
     let link = Link::attach(leak(LinkStorage::NEW), smaller).unwrap();
     settle(&mut pmm, &link);
     assert_eq!(link.state(), LinkState::Refused(Refusal::Length { alleged: common::LEN }));
-    assert_eq!(refusal(&board, 0), Some(Ok(Refused::Length)));
-    // The next firmware opens nothing: what its predecessor refused is none of its own.
-    let link = Link::attach(leak(LinkStorage::NEW), board.clone()).unwrap();
-    settle(&mut pmm, &link);
-    assert_eq!((link.state(), refusal(&board, 0)), (LinkState::Up, None));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! and copied once by the frontend in the set-up state, so that a region on which a plain guest has scribbled is as
 //! good as new for the next one. What the entries of each type hold is in `docs/abi.md`.
 
-use crate::header::{Extent, Features, HEADER_SIZE, Refused};
+use crate::header::{Extent, Features, HEADER_SIZE};
 use crate::layout::{Layout, MAX_QUEUES, QueuePlace};
 use crate::mem::{Attribute, Mem, inside};
 
@@ -97,20 +97,6 @@ pub enum BlockError {
     Unsound,
     /// A queue has a format other than split.
     Format,
-}
-
-impl BlockError {
-    /// What the PMM is told of it.
-    #[inline(always)]
-    pub const fn refused(self) -> Refused {
-        match self {
-            BlockError::Outside => Refused::BlockOutside,
-            BlockError::Foreign => Refused::BlockForeign,
-            BlockError::Missing { .. } => Refused::EntryMissing,
-            BlockError::Unsound => Refused::QueueUnsound,
-            BlockError::Format => Refused::QueueFormat,
-        }
-    }
 }
 
 impl core::fmt::Display for BlockError {

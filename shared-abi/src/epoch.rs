@@ -23,7 +23,7 @@
 //! holds: one that started over could meet an old Seen, and its first bell, if lost, would never be missed.
 
 use crate::header::{
-    DeviceId, EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, QUEUE_POISON, REGISTERS, Refused,
+    DeviceId, EXT_LENGTH, EXT_MAGIC, EXT_VERSION, Fault, Features, MAGIC, QUEUE_POISON, REGISTERS,
     WINDOW_SIZE, Window, reg,
 };
 use crate::mem::Mem;
@@ -339,7 +339,7 @@ impl DriverHalf {
             if id == 0 && index > 0 {
                 break;
             }
-            for &(register, expected) in &SIGNS {
+            for (register, expected) in SIGNS {
                 let at = window.at(register);
                 let alleged = m.read32(at);
                 if alleged != expected {
@@ -365,8 +365,6 @@ impl DriverHalf {
             m.write32(window.at(reg::STATUS), 0);
             // A predecessor may have left the very epoch that comes next.
             m.write32(window.at(reg::DRIVER_READY), 0);
-            // Nor is a refusal of a predecessor ours.
-            m.write32(window.at(reg::DRIVER_FEATURES_HIGH), 0);
         }
         // The epoch goes on from what memory holds: a firmware that restarts remembers nothing else.
         let epoch = next_word(m.read32(at(reg::DRIVER_EPOCH)), 1, [0, m.read32(at(reg::EPOCH_SEEN))]);
@@ -433,10 +431,6 @@ impl DriverDevice {
         m.write32(self.0.at(reg::DRIVER_FEATURES), bits as u32);
         m.write32(self.0.at(reg::DRIVER_FEATURES_HIGH), (bits >> 32) as u32);
         m.publish32(self.0.at(reg::DRIVER_READY), epoch);
-    }
-    /// Leaves word of why the device, or in window 0 the link, is not set up. Nobody need be rung for it.
-    pub fn refuse<M: Mem>(self, m: &M, why: Refused) {
-        m.write32(self.0.at(reg::DRIVER_FEATURES_HIGH), why.word());
     }
     /// Asks for a reset. Ring afterwards; the device is clear when [`DriverDevice::state`] says so.
     pub fn reset<M: Mem>(self, m: &M) {

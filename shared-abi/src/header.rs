@@ -117,7 +117,7 @@ registers! {
     DRIVER_READY = 0x0e0 "DriverReady" Guest;
     /// A [`super::Fault`]: why the device does not run.
     FAULT = 0x0e4 "Fault" Pmm;
-    /// Features 32 to 63 that the driver accepts; or a [`super::Refused`].
+    /// Features 32 to 63 that the driver accepts.
     DRIVER_FEATURES_HIGH = 0x0e8 "DriverFeaturesHigh" Guest;
     /// Link-wide: how often the PMM rang.
     PMM_BELL = 0x0ec "PmmBell" Pmm;
@@ -269,59 +269,6 @@ impl Fault {
             2 => Fault::NeedsReset,
             other => Fault::Unknown(other),
         }
-    }
-}
-
-macro_rules! refused {
-    ($($(#[$doc:meta])* $ident:ident = $word:literal;)*) => {
-        /// Why a frontend does not use what the PMM published, as it leaves it in DriverFeaturesHigh of a window that it
-        /// has not set up: even, since features that a driver accepts have VERSION_1 there.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u32)]
-        pub enum Refused { $($(#[$doc])* $ident = $word),* }
-        impl Refused {
-            /// Every one.
-            pub const ALL: &[Refused] = &[$(Refused::$ident),*];
-        }
-    };
-}
-
-refused! {
-    /// A block, or a part of it, reaches out of the region.
-    BlockOutside = 2;
-    /// A block has another magic or version.
-    BlockForeign = 4;
-    /// A block lacks an entry.
-    EntryMissing = 6;
-    /// A queue's place is no place for a ring.
-    QueueUnsound = 8;
-    /// A queue has a format other than split.
-    QueueFormat = 10;
-    /// A queue is longer than the storage that the firmware gave the device.
-    QueueTooLong = 12;
-    /// The pool has less than a block for each queue.
-    PoolTooSmall = 14;
-    /// The device has fewer queues than its kind needs.
-    QueuesMissing = 16;
-    /// The device does not offer VERSION_1.
-    Legacy = 18;
-    /// The link: the board has the region at another address.
-    Base = 20;
-    /// The link: the board gives the region fewer bytes.
-    Length = 22;
-    /// The link: the firmware was built for another layout.
-    Identity = 24;
-}
-
-impl Refused {
-    /// As the register holds it.
-    pub const fn word(self) -> u32 {
-        self as u32
-    }
-    /// From an alleged register: nothing if it refuses nothing, the number itself where this version does not know it.
-    pub fn from_word(word: u32) -> Option<Result<Refused, u32>> {
-        let refuses = word != 0 && word.is_multiple_of(2);
-        refuses.then(|| Refused::ALL.iter().find(|one| one.word() == word).copied().ok_or(word))
     }
 }
 

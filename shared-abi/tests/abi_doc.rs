@@ -1,6 +1,6 @@
 //! `docs/abi.md` is the normative text of the wire format: its tables say what the code says, name by name.
 
-use hvl_shared_abi::header::{self, Fault, REGISTERS, Refused, Writer};
+use hvl_shared_abi::header::{self, Fault, REGISTERS, Writer};
 use hvl_shared_abi::{block, layout};
 
 const TEXT: &str = include_str!("../../docs/abi.md");
@@ -60,19 +60,6 @@ fn every_constant_has_the_documented_value() {
     let documented: Vec<_> =
         table("constants").iter().map(|row| (row[0].clone(), u64::from(number(&row[1])))).collect();
     assert_eq!(documented, coded);
-}
-
-#[test]
-fn every_refusal_has_the_documented_number() {
-    let documented: Vec<_> = table("refusals").iter().map(|row| (number(&row[0]), row[1].clone())).collect();
-    let coded: Vec<_> = Refused::ALL.iter().map(|one| (one.word(), format!("{one:?}"))).collect();
-    assert_eq!(documented, coded);
-    for one in Refused::ALL {
-        assert_eq!(Refused::from_word(one.word()), Some(Ok(*one)));
-    }
-    // Nothing, features with VERSION_1, and what a later version may say.
-    assert_eq!([0, 1, 0x11].map(Refused::from_word), [None; 3]);
-    assert_eq!(Refused::from_word(26), Some(Err(26)));
 }
 
 #[test]

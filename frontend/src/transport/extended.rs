@@ -312,7 +312,6 @@ impl<'s> Cell<'s> {
         if let Err(unfit) = self.place(link, at) {
             s.count(Count::Unfit, 1);
             self.status = DeviceStatus::Unfit(unfit);
-            DriverDevice(window).refuse(link.mem(), unfit.refused());
             return;
         }
         let m = link.mem();

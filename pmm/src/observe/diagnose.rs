@@ -2,11 +2,10 @@
 //!
 //! Firmware with a wrong base, size, offset or queue length has no way to say so but through memory, and may have no
 //! output at all. So a while after a link has begun to wait, its memory is looked at once, and what is found there is
-//! said in a sentence, with the values of this side to compare: that nobody was there, what a frontend refuses (it
-//! leaves a word of it), or that a hello came to nothing. [`diagnose`] is a pure function of what was seen;
-//! [`Diagnosis`] says when to look.
+//! said in a sentence, with the values of this side beside those of the other. [`diagnose`] is a pure function of what
+//! was seen; [`Diagnosis`] says when to look.
 
-use hvl_shared_abi::header::{Refused, reg};
+use hvl_shared_abi::header::reg;
 use hvl_shared_abi::{Mem, Window};
 
 use super::RegionStatus;
@@ -34,8 +33,6 @@ pub struct DeviceSeen {
     pub name: &'static str,
     /// Its driver has set it up in this session, or it failed since: it is not silent.
     pub is_set_up: bool,
-    /// Why its driver alleges not to set it up; the number itself where this version does not know it.
-    pub refused: Option<Result<Refused, u32>>,
     /// Most entries of its queues: its driver has set none up.
     pub queues: Vec<u16>,
 }
@@ -51,7 +48,6 @@ impl Seen {
                 is_set_up: device.runs
                     || device.fault != "none"
                     || snapshot.driver_epoch == Some(word(window, reg::DRIVER_READY)),
-                refused: Refused::from_word(word(window, reg::DRIVER_FEATURES_HIGH)),
                 queues: device.queue_limits.iter().copied().take(device.queue_count).collect(),
             })
         });
@@ -85,14 +81,6 @@ pub fn diagnose(seen: &Seen, region: &RegionStatus) -> Option<String> {
         ));
     };
     let silent: Vec<&DeviceSeen> = seen.devices.iter().filter(|device| !device.is_set_up).collect();
-    let refused: Vec<String> =
-        seen.devices.iter().enumerate().filter_map(|(i, one)| refusal(i, one)).collect();
-    if !refused.is_empty() {
-        return Some(format!(
-            "the guest (epoch {epoch}) refuses {}. Compare {place}",
-            refused.join("; and ")
-        ));
-    }
     if silent.len() < seen.devices.len() || silent.is_empty() {
         // Firmware need not use every device.
         return None;
@@ -104,42 +92,6 @@ pub fn diagnose(seen: &Seen, region: &RegionStatus) -> Option<String> {
          Link::state() and status() say why. Compare {place}, and queues of {} entries",
         queues.join(", ")
     ))
-}
-
-/// Says what a guest alleges to refuse in the window of a device.
-fn refusal(index: usize, device: &DeviceSeen) -> Option<String> {
-    let why = device.refused.filter(|_| !device.is_set_up)?;
-    let DeviceSeen { name, queues, .. } = device;
-    Some(match why {
-        Ok(Refused::Base) => "the link: its Board::region has another base than --shmem-addr".into(),
-        Ok(Refused::Length) => "the link: its Board::region has fewer bytes than --shmem-size".into(),
-        Ok(Refused::Identity) => {
-            "the link: attach_expecting was told the identity of another layout (devices, their order, queues, pools)"
-                .into()
-        }
-        Ok(Refused::QueueTooLong) => format!(
-            "{name} (device {index}): a queue of {queues:?} entries is longer than the N of the storage that its \
-             firmware gave it"
-        ),
-        Ok(Refused::PoolTooSmall) => {
-            format!("{name} (device {index}): its pool has less than a block of 64 bytes for each entry")
-        }
-        Ok(Refused::QueuesMissing) => {
-            format!("{name} (device {index}): it needs more queues than the {} that there are", queues.len())
-        }
-        Ok(Refused::Legacy) => format!("{name} (device {index}): it found no VERSION_1 among the features"),
-        Ok(
-            found @ (Refused::BlockOutside
-            | Refused::BlockForeign
-            | Refused::EntryMissing
-            | Refused::QueueUnsound
-            | Refused::QueueFormat),
-        ) => format!(
-            "{name} (device {index}): its extension block is not as this pmm wrote it ({found:?}); who else writes to \
-             the region, or maps it cached?"
-        ),
-        Err(number) => format!("{name} (device {index}) for reason {number}, which this pmm does not know"),
-    })
 }
 
 /// Looks once in every state that lasts: a while after the link, or a session, has begun.
@@ -205,7 +157,7 @@ mod tests {
     }
 
     fn device(name: &'static str, is_set_up: bool) -> DeviceSeen {
-        DeviceSeen { name, is_set_up, refused: None, queues: vec![64, 32] }
+        DeviceSeen { name, is_set_up, queues: vec![64, 32] }
     }
 
     #[test]
@@ -241,36 +193,6 @@ mod tests {
         assert!(said.contains("rng [64, 32]") && said.contains("Link::state()"), "{said}");
         let devices = vec![device("rng", true), device("console", false)];
         assert_eq!(diagnose(&Seen { devices, ..seen }, &region()), None);
-    }
-
-    #[test]
-    fn what_a_frontend_refuses_is_told_by_link_and_device() {
-        let told = |words: [u32; 2], set_up: [bool; 2]| {
-            let mut devices = vec![device("rng", set_up[0]), device("console", set_up[1])];
-            for (device, word) in devices.iter_mut().zip(words) {
-                device.refused = Refused::from_word(word);
-            }
-            diagnose(&Seen { adopted: Some(9), devices, ..Seen::default() }, &region())
-        };
-        for (words, named) in [
-            ([20, 0], "refuses the link: its Board::region has another base than --shmem-addr"),
-            ([22, 0], "refuses the link: its Board::region has fewer bytes"),
-            ([24, 0], "refuses the link: attach_expecting"),
-            ([0, 12], "refuses console (device 1): a queue of [64, 32] entries is longer"),
-            ([12, 14], "firmware gave it; and console (device 1): its pool"),
-            ([4000, 0], "refuses rng (device 0) for reason 4000, which"),
-        ] {
-            let said = told(words, [false, false]).unwrap();
-            assert!(said.contains(named) && said.contains("0x100000 bytes"), "{words:?}: {said}");
-        }
-        for word in Refused::ALL {
-            let said = told([0, word.word()], [false, false]).unwrap();
-            assert!(said.contains("refuses") && !said.contains("does not know"), "{word:?}: {said}");
-        }
-        // One of two works: the other's refusal is told all the same, and features that were accepted are none.
-        assert!(told([1, 12], [true, false]).unwrap().contains("refuses console"));
-        assert_eq!(told([1, 12], [true, true]), None);
-        assert_eq!(told([1, 0], [true, false]), None);
     }
 
     #[test]

@@ -14,37 +14,19 @@ pub fn run(tools: &Tools) -> Result<()> {
     let own = HostShell::new(tools, &dir)?.place();
     let (base, size) = (format!("{:#x}", own.base), format!("{:#x}", own.size));
     let (far, long) = (own.base + own.size, own.size * 2);
+    let silent = "said hello and has set up no device";
     // What is wrong, the PMM's place, its other options, and what its sentence names.
     let long_queues = ["--rng-queue", "1024", "--console-queue", "1024"];
     let cases: [(&str, Place, &[&str], &[&str]); 4] = [
-        (
-            "base",
-            Place { base: far, ..own.clone() },
-            &[],
-            &["refuses the link", "--shmem-addr", &format!("at {far:#x}")],
-        ),
-        (
-            "size",
-            Place { size: long, ..own.clone() },
-            &[],
-            &["refuses the link", "--shmem-size", &format!("{long:#x} bytes")],
-        ),
+        ("base", Place { base: far, ..own.clone() }, &[], &[silent, &format!("at {far:#x}")]),
+        ("size", Place { size: long, ..own.clone() }, &[], &[silent, &format!("{long:#x} bytes")]),
         (
             "offset",
             Place { offset: own.size, ..own.clone() },
             &[],
             &["no guest has written", &format!("at {:#x} of ", own.size), "--shmem-offset", &size, &base],
         ),
-        (
-            "queues",
-            own.clone(),
-            &long_queues,
-            &[
-                "rng (device 0): a queue of [1024] entries",
-                "console (device 1): a queue of [1024, 1024] entries",
-                "storage",
-            ],
-        ),
+        ("queues", own.clone(), &long_queues, &[silent, "rng [1024]", "console [1024, 1024]"]),
     ];
     for (what, place, others, named) in cases {
         let dir = directory(tools, &format!("diagnosis-{what}"))?;
