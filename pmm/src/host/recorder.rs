@@ -198,7 +198,8 @@ mod tests {
         wait(&mut news);
         assert!(first.record(&record));
         drop((first, news));
-        // The file is open until the thread ends, which nobody waits for; opening it waits for its lock, a second at most.
+        // The first recorder's thread still holds the file's lock until it ends, and nothing joins it. Opening waits for
+        // the lock for up to a second, so that 20 tries are 20 seconds.
         let again = |run: &Run| (0..20).find_map(|_| recorder(run).ok());
         assert_eq!(again(&one).unwrap().found(), Some(record));
         assert_eq!(again(&other).unwrap().found(), None);

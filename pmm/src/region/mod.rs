@@ -431,7 +431,7 @@ mod tests {
     fn memory_of_huge_pages_is_refused() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
         let Ok(huge) = rustix::fs::memfd_create("pmm-huge", flags) else {
-            eprintln!("SKIPPED: this kernel has no huge pages");
+            hvl_test_kit::skipped("memory_of_huge_pages_is_refused needs a kernel that has huge pages");
             return;
         };
         let text = alone(Memory::Fd { fd: huge.as_raw_fd(), offset: 0 }).unwrap_err().to_string();

@@ -13,7 +13,7 @@ use crate::failure::{Failure, refused};
 use crate::options::{Doorbell, LinkDescription, Memory};
 use crate::place::is_among_devices;
 
-/// What `statfs` calls hugetlbfs (`HUGETLBFS_MAGIC` of Linux).
+/// The number by which Linux knows a file system of huge pages (`HUGETLBFS_MAGIC`).
 const HUGETLBFS: rustix::fs::FsWord = 0x9584_58f6;
 
 /// An open file that holds the region.
@@ -159,10 +159,10 @@ impl Source {
 
     fn check_kind(&self) -> Result<(), Failure> {
         match FileType::from_raw_mode(self.stat()?.st_mode) {
-            // One page of a file that was cut short is replaced by itself, which a huge page does not allow: every link
-            // would end with it.
+            // Where a file was cut short, the 4 KiB that a link touches are replaced by other memory, and only that link
+            // ends. Linux replaces no part of a huge page: the process would end, and with it every link.
             FileType::RegularFile if self.has_huge_pages() => refused(format!(
-                "{}: consists of huge pages, where whoever cuts it short would end every link; name a file on tmpfs, as in /dev/shm",
+                "{}: is on huge pages (hugetlbfs), and cutting such a file short would end every link of this process; name a file on tmpfs, as in /dev/shm",
                 self.name
             )),
             FileType::RegularFile => Ok(()),

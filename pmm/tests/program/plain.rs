@@ -174,13 +174,13 @@ fn a_guest_that_is_found_at_work_and_must_reboot_is_told_of() {
     let (bell, _) = listener.accept().unwrap();
     let ddr = File::options().read(true).write(true).open(dir.path("ddr")).unwrap();
     Guest { ddr, bell }.boot(&dir, 0, "running");
-    // No record is kept, so the next one cannot go on.
+    // Without --state nothing is recorded of the guest, so the next pmm cannot take it up.
     running.signal(Signal::KILL);
     running.0.wait().unwrap();
     let mut running = dir.start(&options);
     let log = BufReader::new(running.0.stderr.take().unwrap());
     dir.wait_for("links.0.devices.rng.state=must-reboot");
-    // At its end the log is whole.
+    // The log is complete once the process has ended.
     running.signal(Signal::TERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     let lines: Vec<String> = log.lines().map(Result::unwrap).collect();

@@ -15,7 +15,7 @@ use crate::sys::pieces::Waiting;
 
 /// The number by which Linux knows a file system that is memory.
 const TMPFS: u64 = 0x0102_1994;
-/// Group and others may write.
+/// Mode bits by which somebody other than the owner may write: group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// What a lock protects here is whole after every statement, so a panic elsewhere does not spoil it.
@@ -51,8 +51,9 @@ impl OpenFile {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let in_memory =
             rustix::fs::fstatfs(&file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
-        // A write waits for whoever else writes to the file: for ever, if that one's bytes come from memory that somebody
-        // holds back. So an account that may write there has the event loop in its hand.
+        // A write to memory waits for the file's lock, which another writer holds until its bytes have been copied, and
+        // it can delay that copy for ever (with `userfaultfd`, for example). So the event loop writes only where no other
+        // account may.
         let private = rustix::fs::fstat(&file).is_ok_and(|stat| {
             stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & OTHERS_WRITE == 0
         });

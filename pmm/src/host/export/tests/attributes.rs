@@ -262,7 +262,7 @@ fn a_file_does_not_keep_rights_that_its_writer_has_not() {
         let mut client = Client::on(&folder);
         let rights = || path.metadata().unwrap().mode() & 0o6000;
         for act in 0..5 {
-            // The loop writes to files of its own alone, and an act gives this one away.
+            // One of the acts changes the owner, and the event loop writes only to files that pmm's user owns.
             std::os::unix::fs::chown(&path, Some(0), None).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o6755)).unwrap();
             client.reach(1, "f");
