@@ -4,6 +4,8 @@
 //! test that must turn red for it. A fault that survives is a hole in the tests, and a fault whose line is gone is a
 //! list that nobody kept: both fail the run.
 
+mod target;
+
 use anyhow::{Context, Result, bail};
 use std::{
     collections::HashSet,
@@ -14,6 +16,7 @@ use std::{
 };
 
 use crate::{paths, process};
+use target::Sources;
 
 /// A test that has not finished by then hangs, which for a planted fault is a way of being noticed.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -80,7 +83,11 @@ fn read_list() -> Result<Vec<Mutant>> {
 /// Checks that every fault of the list can still be planted, and plants a few.
 pub fn check() -> Result<()> {
     let list = read_list()?;
-    let stale: Vec<_> = list.iter().filter_map(|mutant| mutant.plant(paths::root()).err()).collect();
+    let sources = Sources::read(paths::root())?;
+    let stale: Vec<_> = list
+        .iter()
+        .filter_map(|mutant| mutant.plant(paths::root()).err().or_else(|| mutant.targets(&sources).err()))
+        .collect();
     if list.len() < FEWEST {
         bail!("tests/mutants.toml lists {} faults; {FEWEST} are the least", list.len());
     }
@@ -118,15 +125,21 @@ impl Mutant {
         }
     }
 
-    fn command(&self, tree: &Path) -> Command {
+    /// Cargo's options for what holds the test.
+    fn targets(&self, sources: &Sources) -> Result<Vec<String>> {
+        sources.targets(&self.package, &self.test).with_context(|| self.name.clone())
+    }
+
+    fn command(&self, tree: &Path, sources: &Sources) -> Result<Command> {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(tree).args(["test", "--quiet", "--package", &self.package]);
+        command.args(self.targets(sources)?);
         if self.release {
             command.arg("--release");
         }
         command.args(["--", &self.test]).env("CARGO_TARGET_DIR", tree.with_file_name("target"));
         command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-        command
+        Ok(command)
     }
 }
 
@@ -163,16 +176,18 @@ fn judge(command: &mut Command, log: &Path) -> Result<Verdict> {
     Ok(Verdict::Nothing(first.to_owned()))
 }
 
+/// The files of a working tree, but for those that git ignores; paths from its root.
+fn files(root: &Path) -> Result<Vec<String>> {
+    let list = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let files = process::read(Command::new("git").current_dir(root).args(list))?;
+    // One that is removed and not yet committed is listed still.
+    Ok(files.lines().filter(|file| root.join(file).is_file()).map(str::to_owned).collect())
+}
+
 /// Copies the files of the working tree, but for those that git ignores.
 fn copy_tree(to: &Path) -> Result<()> {
-    let files = process::read(Command::new("git").current_dir(paths::root()).args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]))?;
     let mut copied = HashSet::new();
-    for file in files.lines() {
+    for file in &files(paths::root())? {
         let (from, to) = (paths::root().join(file), to.join(file));
         let Ok(new) = fs::read(&from) else { continue };
         copied.insert(to.clone());
@@ -214,22 +229,25 @@ pub fn run(options: &Options) -> Result<()> {
     copy_tree(&tree)?;
     let chosen: Vec<_> =
         list.iter().filter(|mutant| only.is_empty() || only.contains(&mutant.name)).collect();
-    let mut survivors = Vec::new();
+    let sources = Sources::read(paths::root())?;
+    let log = tree.with_file_name("log");
+    // A test that is red without any fault notices nothing. All before the first fault: each change is a build.
     let mut sound_tests = HashSet::new();
+    for mutant in chosen.iter().filter(|mutant| sound_tests.insert((&mutant.package, &mutant.test))) {
+        eprintln!("without a fault: {} {}", mutant.package, mutant.test);
+        if judge(&mut mutant.command(&tree, &sources)?, &log)? != Verdict::Green {
+            bail!("{} {} is not green without any fault; see {}", mutant.package, mutant.test, log.display());
+        }
+    }
+    let mut survivors = Vec::new();
     for (number, mutant) in (1..).zip(&chosen) {
         let start = Instant::now();
         eprint!("{number}/{} {} ... ", chosen.len(), mutant.name);
-        // A test that is red without the fault notices nothing.
-        let log = tree.with_file_name("log");
-        if sound_tests.insert((&mutant.package, &mutant.test))
-            && judge(&mut mutant.command(&tree), &log)? != Verdict::Green
-        {
-            bail!("{} {} is not green without any fault; see {}", mutant.package, mutant.test, log.display());
-        }
+        let mut command = mutant.command(&tree, &sources)?;
         let file = tree.join(&mutant.file);
         let sound = fs::read_to_string(&file)?;
         fs::write(&file, mutant.plant(&tree)?)?;
-        let verdict = judge(&mut mutant.command(&tree), &log);
+        let verdict = judge(&mut command, &log);
         fs::write(&file, &sound)?;
         let verdict = verdict?;
         let (noticed, how) = match &verdict {
