@@ -426,6 +426,22 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_client_wakes_the_server() {
+        let mut world = World::new();
+        let mut client = world.connect();
+        greet(&mut client);
+        world.clients.waker.clear();
+        drop(client);
+        let mut watches = Watches::default();
+        watches.add(world.clients.waker.as_raw_fd(), true, false);
+        assert_ne!(
+            watches.wait(Some(60_000_000)),
+            0,
+            "whoever follows the status would be told a second late"
+        );
+    }
+
+    #[test]
     fn clients_that_say_nothing_make_room() {
         let mut world = World::new();
         let (mut mute, mut idle) = (world.connect(), world.connect());

@@ -381,6 +381,16 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_closed_to_others_before_it_has_a_file() {
+        let path = temp("mode");
+        let bound = Bound::listen(&path, "x").unwrap();
+        // The file was made with these rights; what was corrected there later does not show here.
+        let stat = rustix::fs::fstat(&bound.socket).unwrap();
+        assert_eq!(Mode::from_raw_mode(stat.st_mode), PRIVATE);
+        drop(bound);
+    }
+
+    #[test]
     fn a_link_in_the_place_of_a_peers_socket_is_not_followed() {
         let (path, link) = (temp("peer"), temp("peer-link"));
         let listener = Bound::listen(&path, "x").unwrap();

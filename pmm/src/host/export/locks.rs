@@ -159,7 +159,7 @@ impl Locks {
 }
 
 /// A request that may wait for a lock.
-struct Waiting<'a>(&'a AtomicUsize);
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -194,7 +194,7 @@ impl Session {
     }
 
     /// Takes a place among the requests that wait, if this one would and there is one.
-    fn waiting(&self, flags: u32) -> Option<Waiting<'_>> {
+    pub(super) fn waiting(&self, flags: u32) -> Option<Waiting<'_>> {
         let more = |waiting: usize| (waiting < WAITING).then(|| waiting + 1);
         let place = flags & lock::BLOCK != 0
             && self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
