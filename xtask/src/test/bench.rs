@@ -21,8 +21,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// One round: every row of the page is measured, by everyone who is compared in it, and nothing else.
-pub fn measures_what_its_page_shows(_: &Context) -> Result<()> {
+/// Measures one round: every row of the page, by everyone who is compared in it, and nothing else. On one processor the
+/// rows that need two are left out by the program, which says so, and counted here as skipped.
+pub fn measures_what_its_page_shows(context: &Context) -> Result<()> {
     let json = paths::run_dir("bench").join("one-round.json");
     std::fs::create_dir_all(paths::run_dir("bench"))?;
     process::run(program().args(["--rounds", "1", "--json"]).arg(&json))?;
@@ -43,7 +44,9 @@ pub fn measures_what_its_page_shows(_: &Context) -> Result<()> {
         ensure!(!limits.is_empty(), "{}: compared with nothing", title(case)?);
     }
     let stock = cases.iter().filter(|case| case["stock"].is_object()).count();
-    ensure!(stock == 5, "{stock} cases are compared with the stock pair, not 5");
+    let one_core = report["machine"]["cores"] == 1;
+    let expected = if one_core { 2 } else { 5 };
+    ensure!(stock == expected, "{stock} cases are compared with the stock pair, not {expected}");
     if let Some(why) = report["skipped"].as_str() {
         return Err(Skipped(format!("the network's cases: {why}")).into());
     }
@@ -58,7 +61,9 @@ pub fn measures_what_its_page_shows(_: &Context) -> Result<()> {
         .lines()
         .filter_map(first)
         .filter(|cell| cell.contains(' ') && cell != "over a link")
+        .filter(|title| !(one_core && title.ends_with(", two cores")))
         .collect();
     ensure!(shown == measured, "{PAGE} has the rows {shown:#?}, and measured are {measured:#?}");
+    context.skip(usize::from(one_core));
     Ok(())
 }
